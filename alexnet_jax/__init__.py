@@ -1,0 +1,26 @@
+"""AlexNet (Krizhevsky, Sutskever, Hinton 2012) in JAX and Flax."""
+
+from alexnet_jax import nn
+from alexnet_jax.models import (
+    AlexNet,
+    ModelSpec,
+    create_model,
+    get_spec,
+    list_models,
+    preprocess,
+    with_init,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlexNet",
+    "ModelSpec",
+    "__version__",
+    "create_model",
+    "get_spec",
+    "list_models",
+    "nn",
+    "preprocess",
+    "with_init",
+]

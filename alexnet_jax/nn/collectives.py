@@ -1,0 +1,38 @@
+"""What two towers exchange; the identity where there is no tower axis."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def all_channels(x: jax.Array, channels: int, axis_name: str | None) -> jax.Array:
+    """Gathers the channels of all towers, in order; what is whole already passes.
+
+    Args:
+      x: (..., C or C/towers).
+      channels: C, the width of the whole layer.
+      axis_name: the mapped axis of the towers, or None.
+
+    Returns:
+      (..., C).
+    """
+    if axis_name is None or x.shape[-1] == channels:
+        return x
+    return lax.all_gather(x, axis_name, axis=x.ndim - 1, tiled=True)
+
+
+def with_neighbours(x: jax.Array, low: int, high: int, axis_name: str) -> jax.Array:
+    """Adds `low` channels of the tower before and `high` of the one after, zeros at the ends.
+
+    Returns:
+      (..., low + C + high).
+    """
+    towers = lax.axis_size(axis_name)
+    parts = [x]
+    if low:
+        parts.insert(0, lax.ppermute(x[..., -low:], axis_name, [(i, i + 1) for i in range(towers - 1)]))
+    if high:
+        parts.append(lax.ppermute(x[..., :high], axis_name, [(i + 1, i) for i in range(towers - 1)]))
+    return jnp.concatenate(parts, -1)
