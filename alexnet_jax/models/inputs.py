@@ -62,10 +62,14 @@ def to_contract(crops: jax.Array, contract: InputSpec, mean: jax.Array | None = 
     if contract.channel_order == "bgr":
         x = x[..., ::-1]
         mean = None if mean is None else mean[..., ::-1]
-    if mean is not None:
-        return (x - mean) * (contract.scale / 255) / jnp.asarray(contract.std, jnp.float32)
-    x = x * (contract.scale / 255)
-    return (x - jnp.asarray(contract.mean, jnp.float32)) / jnp.asarray(contract.std, jnp.float32)
+    scale = contract.scale / 255
+    shift = jnp.asarray(contract.mean, jnp.float32) if mean is None else mean * scale
+    std = jnp.asarray(contract.std, jnp.float32)
+    return (x * scale - _with_rank(shift, x.ndim)) / _with_rank(std, x.ndim)
+
+
+def _with_rank(values: jax.Array, rank: int) -> jax.Array:
+    return values.reshape((1,) * (rank - values.ndim) + values.shape)
 
 
 def preprocess(

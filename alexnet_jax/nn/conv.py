@@ -83,7 +83,7 @@ def conv(
         # XLA's own grouped convolution is two to three times slower on a CPU, backward above all.
         pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
         y = jnp.concatenate([run(a, b) for a, b in pairs], -1)
-    return y if bias is None else y + jnp.asarray(bias, dtype)
+    return y if bias is None else y + jnp.asarray(bias, dtype).reshape(1, 1, 1, -1)
 
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jax.typing.DTypeLike], jax.Array]

@@ -74,7 +74,7 @@ def _mask(key: jax.Array, shape: tuple[int, ...], keep: float) -> jax.Array:
     count = math.prod(shape)
     if keep == 0.5:  # one random bit an activation: ten times cheaper than jax.random.bernoulli
         words = jax.random.bits(key, (-(-count // 32),), jnp.uint32)
-        mask = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1 == 1
+        mask = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1 == 1
         return mask.reshape(-1)[:count].reshape(shape)
     return jax.random.bits(key, shape, jnp.uint32) < jnp.uint32(min(round(keep * 2**32), 2**32 - 1))
 

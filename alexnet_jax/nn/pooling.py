@@ -58,7 +58,8 @@ def avg_pool(
         np.minimum(np.arange(n) * stride + window, size) - np.arange(n) * stride
         for n, size in zip(total.shape[1:3], x.shape[1:3], strict=True)
     )
-    return (total / (rows[:, None] * columns)[:, :, None].astype(wide.dtype)).astype(x.dtype)
+    covered = (rows[:, None] * columns)[None, :, :, None]
+    return (total / covered.astype(wide.dtype)).astype(x.dtype)
 
 
 def adaptive_avg_pool(x: jax.typing.ArrayLike, size: int) -> jax.Array:
