@@ -1,0 +1,86 @@
+"""Checkpoints: a pytree with its metadata, written atomically. Knows no model."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that can't be used; the message says why and what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of a run, `directory/<step>/`: the latest ones and the best one.
+
+    Orbax writes each under a temporary name, in the background, and renames it when it is complete.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep: int = 2):
+        """Opens (and creates) a folder of checkpoints; keeps the `keep` latest and the best."""
+        best = checkpoint_managers.BestN(
+            get_metric_fn=lambda metrics: -metrics["score"], n=1, keep_checkpoints_without_metrics=False
+        )
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda metrics: -metrics["score"],
+            cleanup_tmp_directories=True,
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(keep), best]),
+        )
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def save(self, step: int, tree: Any, metadata: Mapping[str, Any], *, score: float | None = None) -> None:
+        """Begins to write a checkpoint; waits for the one before it.
+
+        Args:
+          step: its number.
+          tree: arrays, in nested dictionaries.
+          metadata: what JSON can hold.
+          score: how good it is, the lower the better; None is never the best.
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(tree), metadata=ocp.args.JsonSave({"format": FORMAT, **metadata})
+        )
+        self._manager.save(step, args=items, metrics=None if score is None else {"score": score}, force=True)
+
+    def latest_step(self) -> int | None:
+        """The newest checkpoint's number, or None."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The number of the checkpoint with the lowest score, or None."""
+        return self._manager.best_step()
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """A checkpoint's metadata.
+
+        Raises:
+          CheckpointError: it was written by a newer version of this program.
+        """
+        found = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
+        if found["format"] > FORMAT:
+            raise CheckpointError(
+                f"checkpoint {step} has format {found['format']}, this program reads up to {FORMAT}: update alexnet-jax"
+            )
+        return found
+
+    def restore(self, step: int, like: Any) -> Any:
+        """A checkpoint's arrays, in the shapes and dtypes of `like` (arrays or `jax.ShapeDtypeStruct`)."""
+        self.metadata(step)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is on disk, and ends."""
+        self._manager.wait_until_finished()
+        self._manager.close()

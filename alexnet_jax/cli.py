@@ -1,0 +1,103 @@
+"""The program `alexnet-jax`: train, summary."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": train, "summary": summary}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: alexnet-jax COMMAND …\n\n"
+            "  train     trains a network: alexnet-jax train --help\n"
+            "  summary   the layer table of a network: alexnet-jax summary --help"
+        )
+        return 0
+    if arguments[0] == "--version":
+        from alexnet_jax import __version__
+
+        print(f"alexnet-jax {__version__}")
+        return 0
+    if arguments[0] not in commands:
+        return _refuse("alexnet-jax", f"there is no command {arguments[0]!r}; there are: {', '.join(commands)}")
+    return commands[arguments[0]](arguments[1:], program=f"alexnet-jax {arguments[0]}")
+
+
+def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> int:
+    """`alexnet-jax train` and `train.py`: exit code 0, 2 (refused), 130 or 143 (stopped by a signal)."""
+    from alexnet_jax.training import flags
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in arguments):
+        print(flags.help_text(program), end="")
+        return 0
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and Grain tell of every save and thread
+    try:
+        command = flags.parse(arguments)
+        from alexnet_jax.training.loop import train as run
+
+        outcome = run(command.config, command.workdir)
+    except ValueError as error:
+        from alexnet_jax.data.prepared import DataError
+        from alexnet_jax.training.config import ConfigError
+
+        if isinstance(error, (ConfigError, DataError)):
+            return _refuse(program, str(error))
+        raise
+    except KeyboardInterrupt:
+        return _refuse(program, "stopped at once; the same command resumes from the last checkpoint", code=130)
+    return 128 + outcome.stopped_by if outcome.stopped_by else 0
+
+
+def summary(argv: Sequence[str], *, program: str) -> int:
+    """`alexnet-jax summary`: the layer table of a variant, or of the default run's network."""
+    from alexnet_jax.models import get_spec, list_models
+    from alexnet_jax.models import summary as tables
+    from alexnet_jax.training import flags
+    from alexnet_jax.training.config import model_spec
+
+    parser = argparse.ArgumentParser(prog=program, description="The layers of a network, with exact counts.")
+    parser.add_argument(
+        "name", nargs="?", help=f"a variant: {', '.join(list_models())}; none: the default run's network"
+    )
+    parser.add_argument("--config", metavar="FILE", help="the network of a config file instead")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the crop; default: the variant's own")
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="classes; default: 1000, or 10 for the default run"
+    )
+    parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    parser.add_argument("--compare", action="store_true", help="all variants side by side (with NAME: NAME and paper)")
+    options = parser.parse_args(argv)
+    try:
+        if options.name and options.config:
+            raise ValueError("give a name or --config, not both")
+        classes = options.num_classes or 1000
+        if options.name:
+            specs = [get_spec(options.name)]
+        elif options.compare:
+            specs = [get_spec(name) for name in list_models()]
+        else:
+            config = flags.parse([f"--config={options.config}"] if options.config else []).config
+            specs = [model_spec(config)]
+            classes = options.num_classes or (10 if config.data.source == "digits" else 1000)
+        if options.compare and options.name and options.name != "paper":
+            specs = [get_spec("paper"), *specs]
+        if options.image_size is not None:
+            specs = [tables.at_image_size(spec, options.image_size) for spec in specs]
+        lines = tables.comparison(specs, classes) if options.compare else tables.cells(specs[0], classes)
+    except ValueError as error:
+        return _refuse(program, str(error))
+    print(tables.as_markdown(lines) if options.markdown else tables.as_text(lines))
+    return 0
+
+
+def _refuse(program: str, message: str, code: int = 2) -> int:
+    """One line on standard error."""
+    print(f"{program}: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""Training: configuration, update rule, step, metrics, loop."""

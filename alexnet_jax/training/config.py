@@ -1,0 +1,333 @@
+"""The configuration of a run: its default, its schema, its checks.
+
+The dataclasses below are the schema; their defaults are the default run, which
+trains the paper's network with a quarter of its kernels on scikit-learn's digits.
+Files under `configs/` and `--config.key=value` flags change a `ConfigDict` made from
+them (the convention of Flax's examples); `from_dict` checks the outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import config_dict
+
+from alexnet_jax.models import INIT_SCHEMES, ModelSpec, get_spec, list_models, with_init
+from alexnet_jax.models.spec import ACTIVATIONS
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be run; the message is one line, for the person who typed it."""
+
+
+def _key(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = "",
+    allowed: str = "",
+    check: Callable[[Any], bool] = lambda value: True,
+    may_change: bool = False,
+) -> Any:
+    """A key of the schema. `may_change`: a resumed run may have another value."""
+    about = {"meaning": meaning, "unit": unit, "allowed": allowed, "check": check, "may_change": may_change}
+    return dataclasses.field(default=default, metadata=about)
+
+
+def _one_of(default: Any, options: tuple[str, ...], meaning: str, **more: Any) -> Any:
+    return _key(default, meaning, allowed="one of " + ", ".join(options), check=lambda value: value in options, **more)
+
+
+def _positive(default: Any, meaning: str, **more: Any) -> Any:
+    return _key(default, meaning, allowed="at least 1", check=lambda value: value >= 1, **more)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network: a named variant, and what differs from it."""
+
+    name: str = _one_of("paper", tuple(list_models()), "the variant to start from")
+    width: float = _key(
+        0.5,
+        "share of the variant's kernels, rounded to a multiple of its groups",
+        allowed="more than 0",
+        check=lambda value: value > 0,
+    )
+    hidden_width: float = _key(
+        0.125,
+        "share of the variant's hidden fully connected units, rounded likewise",
+        allowed="more than 0",
+        check=lambda value: value > 0,
+    )
+    activation: str | None = _one_of(None, ACTIVATIONS, "non-linearity; None: the variant's")
+    lrn: bool = _key(True, "keep the variant's response norms, across and within maps; False leaves them out")
+    groups: int | None = _positive(None, "groups of the grouped layers and norms; None: the variant's")
+    dropout: float | None = _key(
+        None,
+        "probability of dropping in the hidden fully connected layers; None: the variant's",
+        allowed="from 0 to less than 1",
+        check=lambda value: 0 <= value < 1,
+    )
+    init: str | None = _one_of("pytorch", INIT_SCHEMES, "initialisation; None: the variant's")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The images."""
+
+    source: str = _key("digits", "'digits' (embedded), or the folder of a prepared data set", may_change=False)
+    image_size: int | None = _positive(72, "side of the prepared images; None: the variant's", unit="pixels")
+    crop_size: int | None = _positive(
+        64, "side of the crops that the network takes; None: the variant's", unit="pixels"
+    )
+    flip: bool = _key(False, "mirror half of the training images")
+    last_batch: str = _one_of(
+        "drop", ("drop", "keep"), "an epoch's incomplete last batch: left out, or a step of its own size"
+    )
+    cache_dir: str | None = _key(
+        None, "where prepared data is kept; None: alexnet-jax in the user's cache folder", may_change=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule v ← momentum·v − weight_decay·ε·w − ε·g, w ← w + v (Krizhevsky et al. 2012, section 5)."""
+
+    learning_rate: float = _key(0.01, "ε at the start", allowed="at least 0", check=lambda value: value >= 0)
+    momentum: float = _key(
+        0.9,
+        "share of the last update that is kept",
+        allowed="from 0 to less than 1",
+        check=lambda value: 0 <= value < 1,
+    )
+    weight_decay: float = _key(5e-4, "weight decay", allowed="at least 0", check=lambda value: value >= 0)
+    drop_epochs: tuple[int, ...] = _key(
+        (40, 52),
+        "epochs at whose start ε is multiplied by drop_factor",
+        allowed="rising positive numbers",
+        check=lambda value: all(a < b for a, b in zip((0, *value), value, strict=False)),
+    )
+    drop_factor: float = _key(0.1, "factor of ε at each drop", allowed="more than 0", check=lambda value: value > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch_size: int = _positive(64, "images a training step", unit="images")
+    num_epochs: int = _positive(60, "passes through the training images", unit="epochs", may_change=True)
+    num_steps: int | None = _positive(None, "training steps; wins over num_epochs", unit="steps", may_change=True)
+    seed: int = _key(0, "all random choices follow from it", allowed="at least 0", check=lambda value: value >= 0)
+    precision: str = _one_of(
+        "float32",
+        ("float32", "tf32", "bfloat16"),
+        "arithmetic: true float32 (on a GPU too), tf32 products, or bfloat16 activations with float32 parameters",
+    )
+    log_every_steps: int = _positive(18, "steps between lines of training metrics", unit="steps", may_change=True)
+    eval_every_epochs: int = _positive(
+        1, "epochs between evaluations on the validation images", unit="epochs", may_change=True
+    )
+    checkpoint_every_seconds: float = _key(
+        600.0,
+        "a checkpoint is written at least this often, and at each evaluation",
+        unit="seconds",
+        allowed="more than 0",
+        check=lambda value: value > 0,
+        may_change=True,
+    )
+    require_gpu: bool = _key(False, "refuse to train without a GPU", may_change=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of the schema, for `--help`, the docs and the checks."""
+
+    name: str
+    kind: Any
+    default: Any
+    meaning: str
+    unit: str
+    allowed: str
+    may_change: bool
+
+    def kind_in_words(self) -> str:
+        """The type as a person reads it: "int or None"."""
+        return str(self.kind.__name__ if isinstance(self.kind, type) else self.kind).replace(" | ", " or ")
+
+
+def keys(kind: type = Config, prefix: str = "") -> Iterator[Key]:
+    """Every key of the schema, in order."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from keys(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            about = {name: field.metadata[name] for name in ("meaning", "unit", "allowed", "may_change")}
+            yield Key(prefix + field.name, hints[field.name], field.default, **about)
+
+
+def nearest_key(name: str) -> str:
+    """A hint at the key that was meant, or where to find all of them."""
+    names = [key.name for key in keys()]
+    sections = {known.split(".")[0] for known in names if "." in known}
+    if name in sections:
+        inside = [known for known in names if known.startswith(name + ".")]
+        return f"{name!r} is a section: set one of {', '.join(inside)}"
+    near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
+    last = [known for known in names if known.split(".")[-1] == name.split(".")[-1]]
+    found = last or near
+    return f"did you mean {found[0]!r}?" if found else "--help lists all keys"
+
+
+def default_config() -> config_dict.ConfigDict:
+    """The default run as a `ConfigDict` that config files and flags change."""
+    return to_config_dict(Config())
+
+
+def to_config_dict(config: Any) -> config_dict.ConfigDict:
+    """A configuration as a locked `ConfigDict`; optional values keep their type when they are None."""
+    found = config_dict.ConfigDict()
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found[field.name] = to_config_dict(value)
+            continue
+        plain = [kind for kind in typing.get_args(hints[field.name]) if kind is not types.NoneType]
+        if value is None:
+            found[field.name] = config_dict.placeholder(plain[0])
+        else:
+            found[field.name] = value
+    return found.lock()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """A configuration as nested plain data that JSON can hold (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: Any, kind: Any = Config, prefix: str = "") -> Any:
+    """A checked `Config` from nested data, such as a `ConfigDict` or JSON.
+
+    Raises:
+      ConfigError: an unknown or missing key, a value of another type, or one that is not allowed.
+    """
+    if isinstance(values, config_dict.ConfigDict):
+        values = values.to_dict()
+    if not isinstance(values, dict):
+        raise ConfigError(f"config.{prefix.rstrip('.') or 'get_config()'}: expected keys and values, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise ConfigError(f"there is no config.{prefix}{name}; {nearest_key(prefix + name)}")
+    found = {}
+    for field in dataclasses.fields(kind):
+        name, wanted = prefix + field.name, hints[field.name]
+        if field.name not in values:
+            raise ConfigError(f"config.{name} is missing; start from default_config()")
+        value = values[field.name]
+        if dataclasses.is_dataclass(wanted):
+            found[field.name] = from_dict(value, wanted, f"{name}.")
+        else:
+            found[field.name] = _checked(name, value, wanted, field.metadata)
+    return kind(**found)
+
+
+def _checked(name: str, value: Any, wanted: Any, about: Any) -> Any:
+    options = typing.get_args(wanted) if typing.get_origin(wanted) is types.UnionType else (wanted,)
+    if value is None and types.NoneType in options:
+        return None
+    kind = next(option for option in options if option is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        fits = isinstance(value, (tuple, list)) and all(type(item) is typing.get_args(kind)[0] for item in value)
+        value = tuple(value) if fits else value
+    elif kind is float:
+        fits = type(value) in (int, float) and value == value
+        value = float(value) if fits else value
+    else:
+        fits = type(value) is kind
+    if not fits or not about["check"](value):
+        allowed = about["allowed"] or (kind.__name__ if isinstance(kind, type) else str(kind))
+        near = (
+            difflib.get_close_matches(value, allowed.removeprefix("one of ").split(", "), 1)
+            if type(value) is str
+            else []
+        )
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        none = " or None" if types.NoneType in options else ""
+        raise ConfigError(f"config.{name}={value!r}: must be {allowed}{none}{hint}")
+    return value
+
+
+def differences(config: Config, earlier: dict[str, Any]) -> list[str]:
+    """What keeps a run with `earlier` (its `config.json`) from going on with this one: a line a key."""
+    now, then = _flat(to_dict(config)), _flat(earlier)
+    fixed = [key.name for key in keys() if not key.may_change]
+    return [
+        f"config.{name}: {then.get(name)!r} before, {now[name]!r} now" for name in fixed if now[name] != then.get(name)
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def model_spec(config: Config) -> ModelSpec:
+    """The network that a configuration describes: the variant with its changed fields.
+
+    Raises:
+      ConfigError: sizes that do not fit together; the message names the keys.
+    """
+    choice = config.model
+    spec = get_spec(choice.name)
+    crop = config.data.crop_size or spec.input.size
+    size = config.data.image_size or (
+        spec.input.resize if config.data.crop_size is None else spec.input.at_size(crop).resize
+    )
+    if size < crop:
+        raise ConfigError(
+            f"config.data.crop_size={crop} is larger than config.data.image_size={size}: "
+            "a crop must fit into the prepared images"
+        )
+    spec = dataclasses.replace(spec, input=dataclasses.replace(spec.input, size=crop, resize=size))
+    if choice.groups is not None:
+        spec = spec.with_groups(choice.groups)
+    spec = _with_width(spec, choice.width, choice.hidden_width)
+    if choice.activation is not None:
+        spec = dataclasses.replace(spec, activation=choice.activation)
+    if not choice.lrn:
+        spec = spec.with_convs(norm=None, map_norm=None)
+    if choice.dropout is not None:
+        spec = spec.with_dense(dropout=choice.dropout)
+    if choice.init is not None:
+        spec = with_init(spec, choice.init)
+    try:
+        spec.walk(1)
+    except ValueError as error:
+        raise ConfigError(f"config.model and config.data.crop_size={crop} do not fit together: {error}") from None
+    return spec
+
+
+def _with_width(spec: ModelSpec, kernels: float, hidden: float) -> ModelSpec:
+    """Shares of the layers' kernels and units, in multiples of the spec's groups."""
+
+    def scaled(features: int, share: float) -> int:
+        return features if share == 1 else max(1, round(features * share / spec.groups)) * spec.groups
+
+    return dataclasses.replace(
+        spec,
+        convs=tuple(dataclasses.replace(conv, features=scaled(conv.features, kernels)) for conv in spec.convs),
+        dense=tuple(dataclasses.replace(layer, features=scaled(layer.features, hidden)) for layer in spec.dense),
+    )

@@ -1,0 +1,126 @@
+"""The command line of a training run: --config=FILE, --config.key=value, --workdir=DIR."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from alexnet_jax.training.config import Config, ConfigError, default_config, from_dict, keys, nearest_key
+
+USAGE = """\
+usage: {program} [--config=FILE[:ARGUMENT]] [--config.KEY=VALUE ...] [--workdir=DIR]
+
+Trains a network. Without flags: a small AlexNet on scikit-learn's digits, on any
+machine. The same command again resumes the run in its workdir; a finished run says so.
+
+  --config=FILE       a Python file with get_config(), such as those in configs/
+  --config.KEY=VALUE  changes one key, see below
+  --workdir=DIR       where the run is written (default: runs/<name of the config>)
+
+Exit codes: 0 finished; 2 the command line, configuration or data can't be used;
+130 and 143 stopped by SIGINT or SIGTERM, the same command resumes.
+
+Keys, with their values in the default run:
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What the command line asks for."""
+
+    config: Config
+    workdir: pathlib.Path
+
+
+def help_text(program: str) -> str:
+    """Usage, and every key with type, default, unit, allowed values and meaning."""
+    lines = [USAGE.format(program=program)]
+    for key in keys():
+        unit = f" {key.unit}" if key.unit else ""
+        allowed = f" ({key.allowed})" if key.allowed else ""
+        lines.append(f"  --config.{key.name}={key.default!r}")
+        lines.append(f"      {key.kind_in_words()}{', in' if unit else ''}{unit}: {key.meaning}{allowed}")
+    lines.append("\nA key whose default is None takes a value of its type; text needs no quotes.")
+    return "\n".join(lines) + "\n"
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The run that a command line (without the program's name) asks for.
+
+    Raises:
+      ConfigError: an unknown flag or key, a file that can't be used, a value that is not allowed.
+    """
+    argv = ["train", *arguments]
+    for argument in arguments:
+        _check_flag(argument)
+    values = flags.FlagValues()
+    path = _config_path(arguments)
+    help_string = "the run's configuration"
+    try:
+        if path is None:
+            config_flags.DEFINE_config_dict("config", default_config(), help_string, values, sys_argv=argv)
+        else:
+            config_flags.DEFINE_config_file("config", None, help_string, values, sys_argv=argv)
+        flags.DEFINE_string("workdir", None, "where the run is written", flag_values=values)
+        rest = values(argv)[1:]
+        found: Any = values["config"].value
+        if rest:
+            raise ConfigError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+        if not isinstance(found, config_dict.ConfigDict):
+            raise ConfigError(f"--config={path}: get_config() must return a ConfigDict, got {type(found).__name__}")
+    except ConfigError:
+        raise
+    except flags.Error as error:
+        raise ConfigError(_one_line(error)) from None
+    except Exception as error:  # whatever a config file raises
+        where = f"--config={path}: " if path else ""
+        raise ConfigError(f"{where}{type(error).__name__}: {_one_line(error)}") from None
+    name = pathlib.Path(path.partition(":")[0]).stem if path else "default"
+    return Command(from_dict(found), pathlib.Path(values["workdir"].value or f"runs/{name}"))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _check_flag(argument: str) -> None:
+    """Refuses a flag or key that does not exist, with the nearest that does."""
+    if not argument.startswith("-") or argument == "--":
+        return
+    name = argument.lstrip("-").partition("=")[0]
+    if name in ("config", "workdir"):
+        return
+    if name.startswith("config."):
+        key = name.removeprefix("config.")
+        if key not in {known.name for known in keys()}:
+            raise ConfigError(f"there is no --config.{key}; {nearest_key(key)}")
+        return
+    known = ["config", "workdir", *(f"config.{key.name}" for key in keys())]
+    short = {key.name.split(".")[-1]: f"config.{key.name}" for key in keys()}
+    near = short.get(name.split(".")[-1]) or next(iter(difflib.get_close_matches(name, known, 1)), None)
+    raise ConfigError(f"there is no flag --{name}; " + (f"did you mean --{near}?" if near else "see --help"))
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+    """The value of --config, checked to be a file."""
+    path = None
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            path = value if equals else next(iter(arguments[index + 1 :]), "")
+    if path is None:
+        return None
+    file = pathlib.Path(path.partition(":")[0])
+    if not file.is_file():
+        folder = file.parent if file.parent.is_dir() else pathlib.Path("configs")
+        others = sorted(str(other) for other in folder.glob("*.py"))
+        near = difflib.get_close_matches(str(file), others, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(others) or 'none'}"
+        raise ConfigError(f"--config={path}: there is no such file; {hint}")
+    return path
