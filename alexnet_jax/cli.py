@@ -77,7 +77,7 @@ def summary(argv: Sequence[str], *, program: str) -> int:
     try:
         if options.name and options.config:
             raise ValueError("give a name or --config, not both")
-        classes = options.num_classes or 1000
+        classes = 1000 if options.num_classes is None else options.num_classes
         if options.name:
             specs = [get_spec(options.name)]
         elif options.compare:
@@ -85,11 +85,13 @@ def summary(argv: Sequence[str], *, program: str) -> int:
         else:
             config = flags.parse([f"--config={options.config}"] if options.config else []).config
             specs = [model_spec(config)]
-            classes = options.num_classes or (10 if config.data.source == "digits" else 1000)
+            classes = (
+                (10 if config.data.source == "digits" else 1000) if options.num_classes is None else options.num_classes
+            )
         if options.compare and options.name and options.name != "paper":
             specs = [get_spec("paper"), *specs]
         if options.image_size is not None:
-            specs = [tables.at_image_size(spec, options.image_size) for spec in specs]
+            specs = [spec.at_image_size(options.image_size) for spec in specs]
         lines = tables.comparison(specs, classes) if options.compare else tables.cells(specs[0], classes)
     except ValueError as error:
         return _refuse(program, str(error))

@@ -45,7 +45,7 @@ def sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax
     }
 
 
-def errors(totals: Iterable[dict[str, Any]], num_classes: int) -> dict[str, float | None]:
+def errors(totals: Iterable[dict[str, Any]], num_classes: int) -> dict[str, Any]:
     """Mean loss and errors in percent from the sums of batches.
 
     With five classes or fewer every label is among the top five: that error is None.
@@ -64,7 +64,7 @@ def evaluate(
     step: Callable[..., dict[str, jax.Array]],
     batches: Iterable[Batch],
     num_classes: int,
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """Mean loss, top-1 and top-5 error in percent over all batches.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -29,8 +30,7 @@ def learning_curves(metrics: Sequence[dict[str, Any]], path: pathlib.Path) -> No
         axis.grid(alpha=0.3)
         axis.legend()
     trained = [line for line in metrics if line["split"] == "train"]
-    pairs = zip(trained, trained[1:], strict=False)
-    drops = [after["epoch"] for before, after in pairs if after["learning_rate"] != before["learning_rate"]]
+    drops = [a["epoch"] for a, b in itertools.pairwise(trained) if b["learning_rate"] != a["learning_rate"]]
     for axis in axes:
         for epoch in drops:
             axis.axvline(epoch, color="0.6", linestyle=":", linewidth=1)

@@ -1,4 +1,4 @@
-"""The default run: the paper's network with a quarter of its kernels, on scikit-learn's digits.
+"""The default run: the paper's network with half of its kernels, on scikit-learn's digits.
 
 Cost: a minute on two CPU cores. Command: python train.py
 """

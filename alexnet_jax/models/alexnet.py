@@ -13,7 +13,7 @@ from flax import nnx
 from jax import lax
 
 from alexnet_jax import keys as keys_lib
-from alexnet_jax.models.spec import ConvSpec, ModelSpec, NormSpec
+from alexnet_jax.models.spec import ConvSpec, DenseSpec, HeadSpec, ModelSpec, NormSpec
 from alexnet_jax.nn import (
     Conv,
     adaptive_avg_pool,
@@ -82,11 +82,11 @@ class AlexNet(nnx.Module):
             channels = conv.features
 
         features = _last_map(shapes)
-        heads = [*zip(spec.dense_names(), spec.dense, strict=True), (spec.head_name(), spec.head)]
-        for name, dense in heads:
-            width = getattr(dense, "features", num_classes)
+        widths = [*(layer.features for layer in spec.dense), num_classes]
+        linear: list[DenseSpec | HeadSpec] = [*spec.dense, spec.head]
+        for name, width, dense in zip([*spec.dense_names(), spec.head_name()], widths, linear, strict=True):
             fans = {"fan_in": features, "fan_out": width}
-            layer = nnx.Linear(
+            fully_connected = nnx.Linear(
                 features,
                 width,
                 dtype=dtype,
@@ -95,7 +95,7 @@ class AlexNet(nnx.Module):
                 bias_init=dense.bias_init.initializer(**fans),
                 rngs=rngs,
             )
-            setattr(self, name, layer)
+            setattr(self, name, fully_connected)
             features = width
 
     def __call__(
@@ -219,7 +219,9 @@ class AlexNet(nnx.Module):
         wide = local_response_norm(with_neighbours(h, low, high, self.tower_axis), **options)
         return wide[..., low : low + h.shape[-1]]
 
-    def _dropout(self, h: jax.Array, width: int, *, rate: float, keys: jax.Array | None, layer: int, train: bool):
+    def _dropout(
+        self, h: jax.Array, width: int, *, rate: float, keys: jax.Array | None, layer: int, train: bool
+    ) -> jax.Array:
         """One mask a tower of the spec, so that a device with one tower draws that one alone."""
         groups = self.spec.groups if width % self.spec.groups == 0 else 1
         first: int | jax.Array = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 
 import jax
@@ -62,9 +61,7 @@ def create_model(
     """
     spec = name_or_spec if isinstance(name_or_spec, ModelSpec) else get_spec(name_or_spec)
     if image_size is not None:
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
-        spec = dataclasses.replace(spec, input=spec.input.at_size(image_size))
+        spec = spec.at_image_size(image_size)
     for what, wanted in (("param_dtype", param_dtype), ("dtype", dtype)):
         if wanted is not None and jax.dtypes.canonicalize_dtype(wanted) != jnp.dtype(wanted):
             raise ValueError(

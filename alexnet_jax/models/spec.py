@@ -312,6 +312,15 @@ class ModelSpec:
         add("logits", (num_classes,))
         return found
 
+    def at_image_size(self, size: int) -> ModelSpec:
+        """This spec for square images of another size.
+
+        Raises:
+          ValueError: a size below 1.
+        """
+        _at_least(size, 1, "image_size")
+        return dataclasses.replace(self, input=self.input.at_size(size))
+
     def stages(self, num_classes: int) -> dict[str, tuple[int, ...]]:
         """Every stage's name and the shape of one image's activations there, in order."""
         return {stage.name: stage.after for stage in self.walk(num_classes)}
@@ -336,7 +345,7 @@ class ModelSpec:
 
 def _build(kind: Any, data: Any) -> Any:
     """`data` as an instance of the annotated type `kind`."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         unknown = set(data) - set(hints)
         if unknown:

@@ -69,12 +69,11 @@ def local_response_norm(
         raise ValueError("local_response_norm takes arrays with a channel axis, got a scalar")
     channels = checks.groups_of(x.shape[-1], groups, "local_response_norm")
     if size is None:
-        size = channels if alpha_per == "window" else None
         low = high = channels - 1
     else:
         low, high = min(size // 2, channels - 1), min((size - 1) // 2, channels - 1)
     if alpha_per == "window":
-        alpha = alpha / size
+        alpha = alpha / (channels if size is None else size)
 
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     wide = wide.reshape(*x.shape[:-1], groups, channels)

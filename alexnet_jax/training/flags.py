@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,9 +58,10 @@ def parse(arguments: Sequence[str]) -> Command:
     Raises:
       ConfigError: an unknown flag or key, a file that can't be used, a value that is not allowed.
     """
-    argv = ["train", *arguments]
     for argument in arguments:
         _check_flag(argument)
+    arguments, cleared = _without_none(arguments)
+    argv = ["train", *arguments]
     values = flags.FlagValues()
     path = _config_path(arguments)
     help_string = "the run's configuration"
@@ -77,21 +80,42 @@ def parse(arguments: Sequence[str]) -> Command:
     except ConfigError:
         raise
     except flags.Error as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(_explained(_one_line(error))) from None
     except Exception as error:  # whatever a config file raises
         where = f"--config={path}: " if path else ""
+        missing = re.search(r'Key "(\w+)" does not exist', str(error))
+        if missing:
+            raise ConfigError(f"{where}there is no key {missing[1]!r}; {nearest_key(missing[1])}") from None
         raise ConfigError(f"{where}{type(error).__name__}: {_one_line(error)}") from None
     name = pathlib.Path(path.partition(":")[0]).stem if path else "default"
-    return Command(from_dict(found), pathlib.Path(values["workdir"].value or f"runs/{name}"))
+    chosen = found.to_dict()
+    for key in cleared:
+        *sections, last = key.split(".")
+        functools.reduce(dict.__getitem__, sections, chosen)[last] = None
+    return Command(from_dict(chosen), pathlib.Path(values["workdir"].value or f"runs/{name}"))
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _explained(message: str) -> str:
+    """absl's message for a value that it can't read, with what the key takes."""
+    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", message)
+    key = next((key for key in keys() if found and key.name == found[1]), None)
+    return f"config.{key.name}={found[2]}: must be {key.allowed_in_words()}" if found and key else message
+
+
+def _without_none(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments that ml_collections parses, and the optional keys that are set to None, which it can't."""
+    optional = {f"--config.{key.name}=None": key.name for key in keys() if key.optional}
+    rest = [argument for argument in arguments if argument not in optional]
+    return rest, [optional[argument] for argument in arguments if argument in optional]
+
+
 def _check_flag(argument: str) -> None:
     """Refuses a flag or key that does not exist, with the nearest that does."""
-    if not argument.startswith("-") or argument == "--":
+    if not re.match(r"-+[a-zA-Z]", argument):  # a value, such as -1
         return
     name = argument.lstrip("-").partition("=")[0]
     if name in ("config", "workdir"):

@@ -156,18 +156,17 @@ class _Loop:
             images_per_second=round(speed, 1),
             data_wait_fraction=round(wait, 4),
         )
-        self._line = progress.training_line(
-            epoch=epoch,
-            epochs=round(run.num_steps / run.steps_per_epoch, 1),
-            step=step,
-            steps=run.num_steps,
-            loss=found["loss"] or 0.0,
-            top1_error=found["top1_error"] or 0.0,
-            images_per_second=speed,
-            seconds_left=(run.num_steps - step) * seconds_a_step,
-            val_error=self._val_error,
-        )
-        self._reporter.step(step, self._line)
+        self._shown = {
+            "epoch": epoch,
+            "epochs": round(run.num_steps / run.steps_per_epoch, 1),
+            "step": step,
+            "steps": run.num_steps,
+            "loss": found["loss"],
+            "top1_error": found["top1_error"],
+            "images_per_second": speed,
+            "seconds_left": (run.num_steps - step) * seconds_a_step,
+        }
+        self._reporter.step(step, progress.training_line(**self._shown, val_error=self._val_error))
 
     def _evaluate(self, state: TrainState, step: int) -> float:
         """Evaluates on the validation images; returns the score that the best checkpoint has lowest."""
@@ -175,7 +174,7 @@ class _Loop:
             found = self._run.evaluate(state.params, "val")
         self._log.write(step=step, epoch=round(step / self._run.steps_per_epoch, 4), split="val", **found)
         self._val_error = found["top1_error"]
-        self._reporter.line(f"{self._line.partition('  val')[0].partition(' %')[0]} %  val {self._val_error:.2f} %")
+        self._reporter.line(progress.training_line(**self._shown, val_error=self._val_error))
         return found["top1_error"] + 1e-6 * found["loss"]  # the loss decides between equal errors
 
     def _save(self, state: TrainState, step: int, score: float | None = None) -> None:
@@ -293,6 +292,7 @@ def _print_beginning(console: Console, run: Run, workdir: pathlib.Path, first_st
         console.print(warning, style="bold red")
     versions = f"alexnet-jax {metadata.version('alexnet-jax')}, jax {jax.__version__}"
     state = f"resumes after step {first_step:,}" if first_step else "new run"
+    state = "finished" if first_step >= run.num_steps else state
     lines = [("program", versions), ("devices", devices.describe()), *describe(run)]
     for heading, words in [*lines, ("workdir", f"{workdir.absolute()} ({state})")]:
         console.print(f"{heading:<10} {words}", markup=False)

@@ -53,7 +53,7 @@ class Run:
             num_steps=self.num_steps,
         )
 
-    def evaluate(self, params: Any, split: str) -> dict[str, float | None]:
+    def evaluate(self, params: Any, split: str) -> dict[str, Any]:
         """Loss and errors of parameters on every image of a split, centre crops."""
         batches = loader.evaluation_batches(self.data.splits[split], self.config.batch_size)
         return evaluation.evaluate(

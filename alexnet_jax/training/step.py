@@ -7,6 +7,7 @@ transforming the module itself costs a millisecond.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,8 @@ from alexnet_jax.models import AlexNet, InputSpec
 Metrics = dict[str, jax.Array]
 
 
-@chex.dataclass(frozen=True)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """What a step changes.
 
@@ -65,14 +67,17 @@ def make_train_step(
     network saw it, dropout on, and the `learning_rate` that the step used.
     """
 
-    def step_fn(state: TrainState, mean_image: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array):
+    def step_fn(
+        state: TrainState, mean_image: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        chex.assert_shape([labels, mask], images.shape[:1])
         rows = jnp.arange(images.shape[0])
         views = keys.for_step(seed, keys.Purpose.VIEW, state.step, rows)
         drops = keys.for_step(seed, keys.Purpose.DROPOUT, state.step, rows)
         with jax.named_scope("view"):
             x = training_view(images, views, contract, mean_image, flip=flip)
 
-        def loss_fn(params: Any):
+        def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
             logits = nnx.merge(graph, params)(x, train=True, dropout_key=drops)
             totals = evaluation.sums(logits, labels, mask)
             return totals["loss"] / totals["count"], totals
@@ -90,7 +95,8 @@ def make_train_step(
 def make_evaluation_step(graph: nnx.GraphDef, contract: InputSpec) -> Callable[..., Metrics]:
     """A compiled (params, mean_image, images, labels, mask) -> `evaluation.sums` on the central crops."""
 
-    def step_fn(params: Any, mean_image: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array):
+    def step_fn(params: Any, mean_image: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Metrics:
+        chex.assert_shape([labels, mask], images.shape[:1])
         x = evaluation_view(images, contract, mean_image)
         return evaluation.sums(nnx.merge(graph, params)(x), labels, mask)
 
