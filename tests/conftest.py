@@ -1,7 +1,8 @@
-"""Settings of every test: implicit rank promotion is an error, compiled code is kept between tests."""
+"""Settings of every test: implicit rank promotion is an error, several devices, PyTorch where it is there."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 # Before JAX starts: several devices for the tests that map over them.
@@ -12,6 +13,28 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+PARITY = "compares with PyTorch, which is not installed: pip install -e '.[parity]'"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--require-parity", action="store_true", help="fail where PyTorch is missing, instead of skipping")
+
+
+def pytest_collection_modifyitems(config, items):
+    if importlib.util.find_spec("torch"):
+        return
+    if config.getoption("--require-parity"):
+        raise pytest.UsageError("--require-parity: PyTorch is not installed")
+    for item in items:
+        if item.get_closest_marker("parity"):
+            item.add_marker(pytest.mark.skip(reason=PARITY))
+
+
+def pytest_terminal_summary(terminalreporter):
+    left_out = [report for report in terminalreporter.stats.get("skipped", []) if "PyTorch" in str(report.longrepr)]
+    if left_out:
+        terminalreporter.write_line(f"{len(left_out)} tests left out: each {PARITY}")
 
 
 @pytest.fixture

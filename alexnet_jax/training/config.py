@@ -200,10 +200,10 @@ def nearest_key(name: str) -> str:
     if name in sections:
         inside = [known for known in names if known.startswith(name + ".")]
         return f"{name!r} is a section: set one of {', '.join(inside)}"
-    near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
-    last = [known for known in names if known.split(".")[-1] == name.split(".")[-1]]
-    found = last or near
-    return f"did you mean {found[0]!r}?" if found else "--help lists all keys"
+    last = {known.split(".")[-1]: known for known in names}
+    near = difflib.get_close_matches(name, names, 1, cutoff=0.7)
+    near = near or [last[part] for part in difflib.get_close_matches(name.split(".")[-1], last, 1)]
+    return f"did you mean {near[0]!r}?" if near else "--help lists all keys"
 
 
 def default_config() -> config_dict.ConfigDict:
