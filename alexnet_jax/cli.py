@@ -31,7 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> int:
     """`alexnet-jax train` and `train.py`: exit code 0, 2 (refused), 130 or 143 (stopped by a signal)."""
+    from alexnet_jax.checkpoint import CheckpointError
+    from alexnet_jax.data.prepared import DataError
     from alexnet_jax.training import flags
+    from alexnet_jax.training.config import ConfigError
+    from alexnet_jax.training.loop import train as run
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in arguments):
@@ -40,16 +44,9 @@ def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> in
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and Grain tell of every save and thread
     try:
         command = flags.parse(arguments)
-        from alexnet_jax.training.loop import train as run
-
         outcome = run(command.config, command.workdir)
-    except ValueError as error:
-        from alexnet_jax.data.prepared import DataError
-        from alexnet_jax.training.config import ConfigError
-
-        if isinstance(error, (ConfigError, DataError)):
-            return _refuse(program, str(error))
-        raise
+    except (ConfigError, DataError, CheckpointError) as error:
+        return _refuse(program, str(error))
     except KeyboardInterrupt:
         return _refuse(program, "stopped at once; the same command resumes from the last checkpoint", code=130)
     return 128 + outcome.stopped_by if outcome.stopped_by else 0
@@ -95,6 +92,9 @@ def summary(argv: Sequence[str], *, program: str) -> int:
         lines = tables.comparison(specs, classes) if options.compare else tables.cells(specs[0], classes)
     except ValueError as error:
         return _refuse(program, str(error))
+    if not options.name and not options.compare:
+        where = options.config or "python train.py"
+        print(f"The network of {where}, made from the variant {specs[0].name!r}, with {classes} classes:\n")
     print(tables.as_markdown(lines) if options.markdown else tables.as_text(lines))
     return 0
 

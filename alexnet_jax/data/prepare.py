@@ -105,7 +105,10 @@ def prepared(source: str, *, size: int, rule: str, cache_dir: pathlib.Path | Non
         root = cache_dir or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet-jax"
         directory = root / "prepared" / f"{source}-{size}-{rule}-v{FORMAT}"
         if not directory.is_dir():
-            prepare(open_source(source), directory, size=size, rule=rule)
+            try:
+                prepare(open_source(source), directory, size=size, rule=rule)
+            except OSError as error:
+                raise DataError(f"{directory} can't be written ({error}): set config.data.cache_dir") from None
     else:
         directory = pathlib.Path(source)
         if not directory.is_dir():

@@ -10,6 +10,7 @@ stats.npz                     over the training split, see `Statistics`
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -75,6 +76,11 @@ class Prepared:
     def image_size(self) -> int:
         """Pixels of the images' sides."""
         return self.manifest["image_size"]
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for folders with the same content, wherever they are."""
+        return hashlib.sha256(json.dumps(self.manifest["sha256"], sort_keys=True).encode()).hexdigest()
 
 
 def open_prepared(directory: pathlib.Path) -> Prepared:

@@ -75,14 +75,14 @@ class ModelConfig:
         allowed="from 0 to less than 1",
         check=lambda value: 0 <= value < 1,
     )
-    init: str | None = _one_of("pytorch", INIT_SCHEMES, "initialisation; None: the variant's")
+    init: str | None = _one_of("source2012", INIT_SCHEMES, "initialisation; None: the variant's")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The images."""
 
-    source: str = _key("digits", "'digits' (embedded), or the folder of a prepared data set", may_change=False)
+    source: str = _key("digits", "'digits' (embedded), or the folder of a prepared data set", may_change=True)
     image_size: int | None = _positive(72, "side of the prepared images; None: the variant's", unit="pixels")
     crop_size: int | None = _positive(
         64, "side of the crops that the network takes; None: the variant's", unit="pixels"

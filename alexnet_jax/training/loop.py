@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pathlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -230,6 +231,8 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
         if stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.append(signal.Signals(number))
+        again = " (again: at once, without a checkpoint)" if number == signal.SIGINT else ""
+        print(f"\n{stop[0].name}: stopping after the step in progress{again}", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -251,9 +254,11 @@ def _restored(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, step: i
     step = checkpoints.latest_step() if step is None else step
     if step is None:
         return run.initial
-    classes = checkpoints.metadata(step)["classes"]
-    if classes != list(run.data.classes):
-        raise DataError(f"the run in {workdir} has the classes {classes}, the data now has {list(run.data.classes)}")
+    if checkpoints.metadata(step)["data"] != run.data.fingerprint:
+        raise DataError(
+            f"{run.data.directory} is not the data that the run in {workdir} began with (other checksums): "
+            "give it that data again, or take another --workdir"
+        )
     return TrainState(**checkpoints.restore(step, _tree(run, run.initial))["state"])
 
 

@@ -66,6 +66,7 @@ class Run:
             "spec": self.spec.to_dict(),
             "num_classes": self.num_classes,
             "classes": list(self.data.classes),
+            "data": self.data.fingerprint,
             "config": to_dict(self.config),
         }
 
