@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Whatever the process's default: mapped over keys, the others don't draw for each key alone.
+GENERATOR = "threefry2x32"
+
 
 class Purpose(enum.IntEnum):
     """What a stream of random numbers is for; the values are part of a run's identity."""
@@ -25,7 +28,7 @@ class Purpose(enum.IntEnum):
 
 def root(seed: int, purpose: Purpose) -> jax.Array:
     """The key of one purpose of the run with this seed."""
-    return jax.random.fold_in(jax.random.key(seed), int(purpose))
+    return jax.random.fold_in(jax.random.key(seed, impl=GENERATOR), int(purpose))
 
 
 def for_step(seed: int, purpose: Purpose, step: jax.Array, rows: jax.Array) -> jax.Array:
@@ -48,7 +51,8 @@ def per_image(key: jax.Array, count: int) -> jax.Array:
     """One key an image, from one key or from an array that already holds them.
 
     Args:
-      key: a key (typed, or a raw uint32 one) or `count` of them.
+      key: a key (typed, or a raw uint32 one) or `count` of them. Keys of another
+        generator than threefry become threefry keys of their first two words.
       count: the number of images.
 
     Returns:
@@ -64,6 +68,8 @@ def per_image(key: jax.Array, count: int) -> jax.Array:
         key = jax.random.wrap_key_data(key)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise TypeError(f"expected a key such as jax.random.key(0), got an array of {key.dtype}")
+    if str(jax.random.key_impl(key)) != GENERATOR:
+        key = jax.random.wrap_key_data(jax.random.key_data(key)[..., :2], impl=GENERATOR)
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
     if key.shape != (count,):

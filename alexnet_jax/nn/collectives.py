@@ -28,7 +28,12 @@ def with_neighbours(x: jax.Array, low: int, high: int, axis_name: str) -> jax.Ar
 
     Returns:
       (..., low + C + high).
+
+    Raises:
+      ValueError: a tower has fewer channels than its neighbour needs.
     """
+    if max(low, high) > x.shape[-1]:
+        raise ValueError(f"a tower of {x.shape[-1]} channels can't give {max(low, high)} to its neighbour")
     towers = lax.axis_size(axis_name)
     parts = [x]
     if low:

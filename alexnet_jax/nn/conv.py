@@ -61,6 +61,11 @@ def conv(
             f"in {groups} group(s) are {channels // groups} a group"
         )
     dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    if bias is not None:
+        bias = checks.floating(bias, "conv's bias")
+        if bias.shape != (features,):
+            raise ValueError(f"conv's bias must be ({features},) for the kernel {kernel.shape}, got shape {bias.shape}")
+        dtype = jnp.promote_types(dtype, bias.dtype)
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     pads = [
         full_padding(size, window, stride, padding, round_up=round_up)
@@ -83,7 +88,7 @@ def conv(
         # XLA's own grouped convolution is two to three times slower on a CPU, backward above all.
         pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
         y = jnp.concatenate([run(a, b) for a, b in pairs], -1)
-    return y if bias is None else y + jnp.asarray(bias, dtype).reshape(1, 1, 1, -1)
+    return y if bias is None else y + bias.astype(dtype).reshape(1, 1, 1, -1)
 
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jax.typing.DTypeLike], jax.Array]

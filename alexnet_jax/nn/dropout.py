@@ -50,6 +50,7 @@ def dropout(
     """
     x = checks.floating(x, "dropout")
     checks.choice(form, "form", ("paper", "inverted"))
+    rate = float(rate)
     if not 0 <= rate < 1:
         raise ValueError(f"the dropout rate must be in [0, 1), got {rate}")
     keep = 1 - rate
@@ -76,7 +77,7 @@ def _mask(key: jax.Array, shape: tuple[int, ...], keep: float) -> jax.Array:
         words = jax.random.bits(key, (-(-count // 32),), jnp.uint32)
         mask = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1 == 1
         return mask.reshape(-1)[:count].reshape(shape)
-    return jax.random.bits(key, shape, jnp.uint32) < jnp.uint32(min(round(keep * 2**32), 2**32 - 1))
+    return jax.random.bits(key, (count,), jnp.uint32).reshape(shape) < jnp.uint32(min(round(keep * 2**32), 2**32 - 1))
 
 
 class Dropout(nnx.Module):

@@ -44,7 +44,7 @@ def local_response_norm(
       alpha: weight of the squares; not negative.
       beta: the exponent.
       k: the constant; not negative. With k=0, value and gradient are 0 where the
-        whole window is zero.
+        squares of the whole window vanish (in float32, below about 1e-19).
       groups: the channels fall into that many groups, and no window reaches over
         (the paper's two towers).
       alpha_per: "term" puts alpha on the plain sum, "window" divides it by `size`.

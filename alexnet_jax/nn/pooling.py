@@ -74,8 +74,14 @@ def adaptive_avg_pool(x: jax.typing.ArrayLike, size: int) -> jax.Array:
 
     Returns:
       (N, size, size, C), dtype of `x`.
+
+    Raises:
+      ValueError: rank other than 4, or a size below 1.
+      TypeError: integer images.
     """
     x = checks.maps(x, "adaptive_avg_pool")
+    if size < 1:
+        raise ValueError(f"adaptive_avg_pool needs a size of at least 1 bin, got {size}")
     if x.shape[1:3] == (size, size):
         return x
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -7,7 +7,7 @@ Padding = int | tuple[int, int]
 
 def as_pair(padding: Padding) -> tuple[int, int]:
     """(low, high) padding from either form of it; refuses negative values."""
-    low, high = (padding, padding) if isinstance(padding, int) else padding
+    low, high = padding if isinstance(padding, (tuple, list)) else (padding, padding)
     if low < 0 or high < 0:
         raise ValueError(f"padding must not be negative, got {padding}")
     return low, high
@@ -23,7 +23,7 @@ def output_size(size: int, window: int, stride: int = 1, padding: Padding = 0, *
       padding: zeros before and after, as one number or as (low, high).
       round_up: False drops a last incomplete window (PyTorch's default). True lets
         the last window hang over the far edge (the 2012 source, Caffe), as long as
-        it starts on the image or its padding.
+        it starts before the padding there.
 
     Raises:
       ValueError: an argument is out of range, or not even one window fits.
@@ -50,4 +50,6 @@ def full_padding(size: int, window: int, stride: int, padding: Padding, *, round
     """
     low, high = as_pair(padding)
     count = output_size(size, window, stride, padding, round_up=round_up)
-    return low, max(high, (count - 1) * stride + window - size - low)
+    if round_up:
+        high = max(0, (count - 1) * stride + window - size - low)
+    return low, high

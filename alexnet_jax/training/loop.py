@@ -119,11 +119,12 @@ class _Loop:
                 if len(self._pending) > 1:
                     jax.block_until_ready(self._pending[-2])
                 self._clock.count(len(batch.labels))
-                if step == first_step + 1:  # leaves the compilation out of the speed
+                evaluate = step % every == 0 or step == run.num_steps
+                report = step % config.log_every_steps == 0 or evaluate
+                if step == first_step + 1 and not report:  # leaves the compilation out of the speed
                     jax.block_until_ready(metrics)
                     self._clock.restart()
-                evaluate = step % every == 0 or step == run.num_steps
-                if step % config.log_every_steps == 0 or evaluate:
+                if report:
                     self._report(step)
                 if evaluate:
                     score = self._evaluate(state, step)
