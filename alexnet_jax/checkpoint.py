@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,9 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, *, keep: int = 2):
         """Opens (and creates) a folder of checkpoints; keeps the `keep` latest and the best."""
+        for path in directory.glob("[0-9]*"):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()  # Orbax would take it for the latest
         best = checkpoint_managers.BestN(
             get_metric_fn=lambda metrics: -metrics["score"], n=1, keep_checkpoints_without_metrics=False
         )
@@ -33,7 +37,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(keep), best]),
         )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "metadata": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options, item_handlers=handlers)
 
     def save(self, step: int, tree: Any, metadata: Mapping[str, Any], *, score: float | None = None) -> None:
         """Begins to write a checkpoint; waits for the one before it.
@@ -42,12 +47,13 @@ class Checkpoints:
           step: its number.
           tree: arrays, in nested dictionaries.
           metadata: what JSON can hold.
-          score: how good it is, the lower the better; None is never the best.
+          score: how good it is, the lower the better; None, or not finite, is never the best.
         """
+        metrics = None if score is None or not math.isfinite(score) else {"score": score}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(tree), metadata=ocp.args.JsonSave({"format": FORMAT, **metadata})
         )
-        self._manager.save(step, args=items, metrics=None if score is None else {"score": score}, force=True)
+        self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def latest_step(self) -> int | None:
         """The newest checkpoint's number, or None."""
@@ -71,8 +77,17 @@ class Checkpoints:
         return found
 
     def restore(self, step: int, like: Any) -> Any:
-        """A checkpoint's arrays, in the shapes and dtypes of `like` (arrays or `jax.ShapeDtypeStruct`)."""
+        """A checkpoint's arrays, in the structure of `like` (arrays or `jax.ShapeDtypeStruct`).
+
+        Raises:
+          CheckpointError: its arrays have other names, shapes or dtypes, or a newer program wrote it.
+        """
         self.metadata(step)
+        wanted, found = _shapes(like), _shapes(self._manager.item_metadata(step)["state"].tree)
+        other = [f"{name}: {found.get(name)}" for name in sorted(wanted) if found.get(name) != wanted[name]]
+        other += [f"{name}: not expected" for name in sorted(found.keys() - wanted.keys())]
+        if other:
+            raise CheckpointError(f"checkpoint {step} does not fit this run ({'; '.join(other[:5])})")
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state
 
@@ -84,3 +99,12 @@ class Checkpoints:
         """Waits until everything is on disk, and ends."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """The arrays of a tree by name, each as "dtype(shape)"; Orbax itself would cast without a word."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{tuple(leaf.shape)}"
+        for path, leaf in leaves
+    }

@@ -35,6 +35,7 @@ def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> in
     from alexnet_jax.data.prepared import DataError
     from alexnet_jax.training import flags
     from alexnet_jax.training.config import ConfigError
+    from alexnet_jax.training.loop import Diverged
     from alexnet_jax.training.loop import train as run
 
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -47,6 +48,8 @@ def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> in
         outcome = run(command.config, command.workdir)
     except (ConfigError, DataError, CheckpointError) as error:
         return _refuse(program, str(error))
+    except Diverged as error:
+        return _refuse(program, str(error), code=1)
     except KeyboardInterrupt:
         return _refuse(program, "stopped at once; the same command resumes from the last checkpoint", code=130)
     return 128 + outcome.stopped_by if outcome.stopped_by else 0

@@ -21,11 +21,14 @@ def learning_curves(metrics: Sequence[dict[str, Any]], path: pathlib.Path) -> No
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
+    positive = True
     kinds = (("train", "training (dropout on)", "C0"), ("val", "validation", "C1"))
     for axis, key, title in zip(axes, ("loss", "top1_error"), ("Loss", "Top-1 error (%)"), strict=True):
         for split, label, color in kinds:
             lines = [line for line in metrics if line["split"] == split]
-            axis.plot([line["epoch"] for line in lines], [line[key] for line in lines], color=color, label=label)
+            values = np.array([line[key] for line in lines], float)  # None, from a loss that was none, becomes NaN
+            axis.plot([line["epoch"] for line in lines], values, color=color, label=label)
+            positive &= key != "loss" or bool(np.all(values > 0))
         axis.set(xlabel="Epoch", title=title, xlim=(0, None))
         axis.grid(alpha=0.3)
         axis.legend()
@@ -34,9 +37,9 @@ def learning_curves(metrics: Sequence[dict[str, Any]], path: pathlib.Path) -> No
     for axis in axes:
         for epoch in drops:
             axis.axvline(epoch, color="0.6", linestyle=":", linewidth=1)
-        axis.set_yscale("log" if axis is axes[0] else "linear")
-        if axis is axes[1]:
-            axis.set_ylim(0, None)
+    if metrics and positive:
+        axes[0].set_yscale("log")
+    axes[1].set_ylim(0, None)
     if drops:
         figure.supxlabel("dotted: the learning rate drops", fontsize=8, color="0.4")
     figure.savefig(path, dpi=120)

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -92,30 +93,39 @@ def open_prepared(directory: pathlib.Path) -> Prepared:
     path = directory / "manifest.json"
     if not path.is_file():
         raise DataError(f"{directory} is not a prepared data set: it has no manifest.json")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest["format"] != FORMAT:
-        raise DataError(
-            f"{directory} has format {manifest['format']}, this program reads {FORMAT}: delete it and prepare it anew"
-        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise DataError(
+                f"{directory} has format {manifest['format']}, this program reads {FORMAT}: "
+                "delete it and prepare it anew"
+            )
+        found = _open(directory, manifest)
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{directory} is damaged ({type(error).__name__}: {error}): prepare it anew") from None
+    for name in ("train", "val"):
+        if not len(found.splits.get(name, ())):
+            raise DataError(f"{directory} has no images to use as {name!r}")
+    return found
+
+
+def _open(directory: pathlib.Path, manifest: dict[str, Any]) -> Prepared:
     size = manifest["image_size"]
+    classes = tuple((directory / "classes.txt").read_text(encoding="utf-8").splitlines())
     splits = {}
     for name, about in manifest["splits"].items():
-        split = Split(*(_load(directory / f"{name}_{what}.npy") for what in ("images", "labels")))
+        images, labels = (np.load(directory / f"{name}_{what}.npy", mmap_mode="r") for what in ("images", "labels"))
         expected = ((about["count"], size, size, 3), (about["count"],))
-        if (split.images.shape, split.labels.shape) != expected or split.images.dtype != np.uint8:
+        if (images.shape, labels.shape) != expected or (images.dtype, labels.dtype) != (np.uint8, np.int32):
             raise DataError(f"{directory}: the arrays of {name!r} are not what manifest.json says: prepare it anew")
-        splits[name] = split
-    for name in ("train", "val"):
-        if not len(splits.get(name, ())):
-            raise DataError(f"{directory} has no images to use as {name!r}")
-    classes = tuple((directory / "classes.txt").read_text(encoding="utf-8").splitlines())
-    with np.load(directory / "stats.npz") as stats:
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+            raise DataError(
+                f"{directory}: labels of {name!r} reach from {labels.min()} to {labels.max()}, "
+                f"but classes.txt has {len(classes)} names: prepare it anew"
+            )
+        splits[name] = Split(images, labels)
+    with (directory / "stats.npz").open("rb") as file, np.load(file) as stats:
         statistics = Statistics(**{field.name: stats[field.name] for field in dataclasses.fields(Statistics)})
     return Prepared(directory, classes, splits, statistics, manifest)
-
-
-def _load(path: pathlib.Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read ({error}): prepare the folder anew") from None

@@ -39,7 +39,7 @@ def training_view(
         top, left = jax.random.randint(offset_key, (2,), 0, room + 1, jnp.int32)
 
         def crop(x: jax.Array) -> jax.Array:
-            return lax.dynamic_slice(x, (top, left, 0), (contract.size, contract.size, 3))
+            return lax.dynamic_slice(x, (top, left, jnp.int32(0)), (contract.size, contract.size, 3))
 
         mean = None
         if contract.mean_image == "centre":

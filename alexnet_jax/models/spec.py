@@ -26,6 +26,11 @@ def _at_least(value: float, low: float, name: str) -> None:
         raise ValueError(f"{name} must be at least {low}, got {value}")
 
 
+def _above(value: float, low: float, name: str) -> None:
+    if value <= low:
+        raise ValueError(f"{name} must be more than {low}, got {value}")
+
+
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
     """The input contract: what the model's images must be.
@@ -56,8 +61,10 @@ class InputSpec:
 
     def __post_init__(self):
         _at_least(self.size, 1, "input.size")
+        _above(self.scale, 0, "input.scale")
         if self.resize < self.size:
             raise ValueError(f"input.resize must be at least the crop's {self.size} pixels, got {self.resize}")
+        _above(min(self.std), 0, "each of input.std")
         checks.choice(self.resize_rule, "input.resize_rule", ("shorter_side", "warp"))
         checks.choice(self.channel_order, "input.channel_order", ("rgb", "bgr"))
         if self.mean_image is not None:
@@ -79,6 +86,12 @@ class NormSpec:
     alpha_per: str = "term"
     groups: int = 1
 
+    def __post_init__(self):
+        if self.size is not None:
+            _at_least(self.size, 1, "norm.size")
+        _at_least(self.groups, 1, "norm.groups")
+        checks.choice(self.alpha_per, "norm.alpha_per", ("term", "window"))
+
 
 @dataclasses.dataclass(frozen=True)
 class MapNormSpec:
@@ -87,6 +100,10 @@ class MapNormSpec:
     size: int = 5
     scale: float = 0.001
     beta: float = 0.75
+
+    def __post_init__(self):
+        _at_least(self.size, 1, "map_norm.size")
+        _at_least(self.scale, 0, "map_norm.scale")
 
 
 @dataclasses.dataclass(frozen=True)

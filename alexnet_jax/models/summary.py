@@ -145,7 +145,8 @@ def comparison(specs: Sequence[ModelSpec], num_classes: int = 1000) -> list[list
             column[f"order{number}"] = " → ".join(["conv", *conv.following()]).replace("activation", spec.activation)
         names += [name for name in column if name not in names]
         columns.append(column | {"parameters": f"{parameters:,}", "multiply-accumulates": f"{macs:,}"})
-    order = sorted(names, key=_place)
+    last = max(len(spec.convs) for spec in specs)
+    order = sorted(names, key=lambda name: _place(name, last))
     lines = [["layer", *(spec.name for spec in specs)]]
     return lines + [
         [name, *(column.get(name, "–") for column in columns)]
@@ -153,13 +154,13 @@ def comparison(specs: Sequence[ModelSpec], num_classes: int = 1000) -> list[list
     ]
 
 
-def _place(name: str) -> tuple[int, int, str]:
+def _place(name: str, last_conv: int) -> tuple[int, int, str]:
     """Sorts layers by number, then conv, fc, activation, norm, pool."""
     digits = "".join(c for c in name if c.isdigit())
     kinds = ("input", "conv", "fc", *("relu", "tanh", "sigmoid", "identity"), "norm", "pool", "order", "dropout")
     kind = next((i for i, kind in enumerate(kinds) if name.startswith(kind)), len(kinds))
     if name == "avgpool":
-        digits = "5"
+        digits = str(last_conv)
     return (int(digits) if digits else -1, kind, name)
 
 

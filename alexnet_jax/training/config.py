@@ -127,7 +127,12 @@ class Config:
     batch_size: int = _positive(32, "images a training step", unit="images")
     num_epochs: int = _positive(30, "passes through the training images", unit="epochs", may_change=True)
     num_steps: int | None = _positive(None, "training steps; wins over num_epochs", unit="steps", may_change=True)
-    seed: int = _key(0, "all random choices follow from it", allowed="at least 0", check=lambda value: value >= 0)
+    seed: int = _key(
+        0,
+        "all random choices follow from it",
+        allowed="at least 0 and less than 2**32",
+        check=lambda value: 0 <= value < 2**32,
+    )
     precision: str = _one_of(
         "float32",
         ("float32", "tf32", "bfloat16"),
@@ -171,7 +176,7 @@ class Key:
 
     def allowed_in_words(self) -> str:
         """What the key takes: its allowed values if they are restricted, else its type."""
-        return self.allowed + " or None" * self.optional if self.allowed else self.kind_in_words()
+        return _allowed_in_words(self.kind, self.allowed)
 
 
 def keys(kind: type = Config, prefix: str = "") -> Iterator[Key]:
@@ -188,18 +193,25 @@ def keys(kind: type = Config, prefix: str = "") -> Iterator[Key]:
 def _in_words(kind: Any) -> str:
     if kind == tuple[int, ...]:
         return "integers such as (20, 26)"
-    if kind is bool:
-        return "True or False"
-    return (kind.__name__ if type(kind) is type else str(kind)).replace(" | ", " or ")
+    words = {bool: "True or False", int: "an integer", float: "a finite number", str: "text", types.NoneType: "None"}
+    return " or ".join(words[option] for option in typing.get_args(kind) or (kind,))
+
+
+def _allowed_in_words(kind: Any, allowed: str) -> str:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    none = " or None" if types.NoneType in options else ""
+    words = _in_words(options[0])
+    return (allowed if allowed.startswith("one of") else f"{words}, {allowed}" if allowed else words) + none
 
 
 def nearest_key(name: str) -> str:
     """A hint at the key that was meant, or where to find all of them."""
     names = [key.name for key in keys()]
     sections = {known.split(".")[0] for known in names if "." in known}
-    if name in sections:
-        inside = [known for known in names if known.startswith(name + ".")]
-        return f"{name!r} is a section: set one of {', '.join(inside)}"
+    section = next(iter(difflib.get_close_matches(name, sections, 1, cutoff=0.8)), None)
+    if section:
+        inside = [known for known in names if known.startswith(section + ".")]
+        return f"{section!r} is a section: set one of {', '.join(inside)}"
     last = {known.split(".")[-1]: known for known in names}
     near = difflib.get_close_matches(name, names, 1, cutoff=0.7)
     near = near or [last[part] for part in difflib.get_close_matches(name.split(".")[-1], last, 1)]
@@ -274,15 +286,10 @@ def _checked(name: str, value: Any, wanted: Any, about: Any) -> Any:
     else:
         fits = type(value) is kind
     if not fits or not about["check"](value):
-        allowed = about["allowed"] or _in_words(kind)
-        near = (
-            difflib.get_close_matches(value, allowed.removeprefix("one of ").split(", "), 1)
-            if type(value) is str
-            else []
-        )
+        choices = about["allowed"].removeprefix("one of ").split(", ")
+        near = difflib.get_close_matches(value, choices, 1) if type(value) is str else []
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        none = " or None" if types.NoneType in options else ""
-        raise ConfigError(f"config.{name}={value!r}: must be {allowed}{none}{hint}")
+        raise ConfigError(f"config.{name}={value!r}: must be {_allowed_in_words(wanted, about['allowed'])}{hint}")
     return value
 
 
@@ -321,6 +328,8 @@ def model_spec(config: Config) -> ModelSpec:
         )
     spec = dataclasses.replace(spec, input=dataclasses.replace(spec.input, size=crop, resize=size))
     if choice.groups is not None:
+        if spec.groups == 1 and choice.groups > 1:
+            raise ConfigError(f"config.model.groups={choice.groups}: {spec.name} has no grouped layers to change")
         spec = spec.with_groups(choice.groups)
     spec = _with_width(spec, choice.width, choice.hidden_width)
     if choice.activation is not None:
@@ -328,6 +337,8 @@ def model_spec(config: Config) -> ModelSpec:
     if not choice.lrn:
         spec = spec.with_convs(norm=None, map_norm=None)
     if choice.dropout is not None:
+        if not spec.dense:
+            raise ConfigError(f"config.model.dropout={choice.dropout}: {spec.name} has no hidden layers to drop from")
         spec = spec.with_dense(dropout=choice.dropout)
     if choice.init is not None:
         spec = with_init(spec, choice.init)

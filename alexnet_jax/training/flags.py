@@ -25,7 +25,7 @@ machine. The same command again resumes the run in its workdir; a finished run s
   --config.KEY=VALUE  changes one key, see below
   --workdir=DIR       where the run is written (default: runs/<name of the config>)
 
-Exit codes: 0 finished; 2 the command line, configuration or data can't be used;
+Exit codes: 0 finished; 1 the run has diverged; 2 the command line, configuration or data can't be used;
 130 and 143 stopped by SIGINT or SIGTERM, the same command resumes.
 
 Keys, with their values in the default run:
@@ -83,9 +83,10 @@ def parse(arguments: Sequence[str]) -> Command:
         raise ConfigError(_explained(_one_line(error))) from None
     except Exception as error:  # whatever a config file raises
         where = f"--config={path}: " if path else ""
-        missing = re.search(r'Key "(\w+)" does not exist', str(error))
+        missing = re.search(r"Key \"(\w+)\" does not exist|'(\w+)'\\?n?\s*Did you mean", str(error))
         if missing:
-            raise ConfigError(f"{where}there is no key {missing[1]!r}; {nearest_key(missing[1])}") from None
+            key = missing[1] or missing[2]
+            raise ConfigError(f"{where}there is no key {key!r}; {nearest_key(key)}") from None
         raise ConfigError(f"{where}{type(error).__name__}: {_one_line(error)}") from None
     name = pathlib.Path(path.partition(":")[0]).stem if path else "default"
     chosen = found.to_dict()
@@ -96,7 +97,10 @@ def parse(arguments: Sequence[str]) -> Command:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = str(error)
+    if "Traceback (most recent call last)" in text:  # absl puts a config file's traceback into its message
+        text = text.strip().splitlines()[-1]
+    return " ".join(text.split())
 
 
 def _explained(message: str) -> str:
@@ -108,9 +112,20 @@ def _explained(message: str) -> str:
 
 def _without_none(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments that ml_collections parses, and the optional keys that are set to None, which it can't."""
-    optional = {f"--config.{key.name}=None": key.name for key in keys() if key.optional}
-    rest = [argument for argument in arguments if argument not in optional]
-    return rest, [optional[argument] for argument in arguments if argument in optional]
+    optional = {f"--config.{key.name}": key.name for key in keys() if key.optional}
+    rest: list[str] = []
+    cleared: list[str] = []
+    for argument in arguments:
+        if argument == "None" and rest and rest[-1] in optional:
+            argument = f"{rest.pop()}=None"
+        flag, _, value = argument.partition("=")
+        if flag in optional:  # the last one wins
+            cleared = [key for key in cleared if key != optional[flag]]
+            if value == "None":
+                cleared.append(optional[flag])
+                continue
+        rest.append(argument)
+    return rest, cleared
 
 
 def _check_flag(argument: str) -> None:

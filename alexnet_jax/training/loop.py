@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import signal
 import sys
@@ -55,8 +56,9 @@ def train(config: Config, workdir: pathlib.Path, *, console: Console | None = No
     Raises:
       ConfigError: the configuration can't be run, here or in this workdir.
       DataError: the data can't be trained on.
+      Diverged: the loss is no number any more; the last good checkpoint stays.
     """
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or Console(highlight=False, soft_wrap=True, markup=False)
     began = time.perf_counter()
     warning = devices.check_gpu(config.require_gpu)
     check_workdir(config, workdir)
@@ -79,7 +81,8 @@ def train(config: Config, workdir: pathlib.Path, *, console: Console | None = No
             if stop:
                 console.print(
                     f"Stopped by {stop[0].name} after step {int(state.step):,}; a checkpoint is in "
-                    f"{workdir / 'checkpoints'}. The same command resumes."
+                    f"{workdir / 'checkpoints'}. The same command resumes.",
+                    markup=False,
                 )
                 return Outcome(None, stop[0])
             result = _finish(run, checkpoints, workdir, time.perf_counter() - began)
@@ -87,6 +90,10 @@ def train(config: Config, workdir: pathlib.Path, *, console: Console | None = No
             return Outcome(result)
         finally:
             checkpoints.close()
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more; the message says what to try."""
 
 
 class _Loop:
@@ -158,6 +165,7 @@ class _Loop:
             images_per_second=round(speed, 1),
             data_wait_fraction=round(wait, 4),
         )
+        self._check(found["loss"], "training", step)
         self._shown = {
             "epoch": epoch,
             "epochs": round(run.num_steps / run.steps_per_epoch, 1),
@@ -175,9 +183,20 @@ class _Loop:
         with self._clock.paused():
             found = self._run.evaluate(state.params, "val")
         self._log.write(step=step, epoch=round(step / self._run.steps_per_epoch, 4), split="val", **found)
+        self._check(found["loss"], "validation", step)
         self._val_error = found["top1_error"]
         self._reporter.line(progress.training_line(**self._shown, val_error=self._val_error))
         return found["top1_error"] + 1e-6 * found["loss"]  # the loss decides between equal errors
+
+    def _check(self, loss: float, what: str, step: int) -> None:
+        if not math.isfinite(loss):
+            last = self._checkpoints.latest_step()
+            kept = "there is no checkpoint yet" if last is None else f"the checkpoint of step {last:,} is kept"
+            raise Diverged(
+                f"the {what} loss is {loss} at step {step:,}: the run has diverged, and {kept}. In a new workdir, try "
+                f"a lower config.optimizer.learning_rate (now {self._run.config.optimizer.learning_rate:g}) or another "
+                "config.model.init"
+            )
 
     def _save(self, state: TrainState, step: int, score: float | None = None) -> None:
         with self._clock.paused():
@@ -295,7 +314,7 @@ def _finish(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, seconds: 
 
 def _print_beginning(console: Console, run: Run, workdir: pathlib.Path, first_step: int, warning: str | None) -> None:
     if warning:
-        console.print(warning, style="bold red")
+        console.print(warning, style="bold red", markup=False)
     versions = f"alexnet-jax {metadata.version('alexnet-jax')}, jax {jax.__version__}"
     state = f"resumes after step {first_step:,}" if first_step else "new run"
     state = "finished" if first_step >= run.num_steps else state

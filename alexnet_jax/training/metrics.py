@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -18,9 +19,10 @@ class MetricsLog:
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, **values: Any) -> None:
-        """Adds a line."""
+        """Adds a line; a number that is not finite becomes null, as JSON has no other word for it."""
+        finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in values.items()}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

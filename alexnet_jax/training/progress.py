@@ -17,10 +17,10 @@ class Reporter:
     """
 
     def __init__(self, total_steps: int, *, first_step: int, console: Console | None = None, quiet_seconds: float = 30):
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or Console(highlight=False, soft_wrap=True, markup=False)
         self._quiet_seconds, self._last_line = quiet_seconds, time.monotonic()
         self._total = total_steps
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TaskProgressColumn())
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("compiling …", total=total_steps, completed=first_step)
         self._bar.start()
@@ -34,7 +34,7 @@ class Reporter:
     def line(self, text: str) -> None:
         """A line that stays."""
         self._last_line = time.monotonic()
-        self._bar.print(text)
+        self._bar.print(text, markup=False)
 
     def close(self) -> None:
         """Takes the live line away."""

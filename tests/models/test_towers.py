@@ -72,18 +72,23 @@ def assert_the_same(spec, *, key=None, towers=2, whole_head=False):
     assert distance(logits, wanted["logits"]) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["paper", "bvlc_alexnet", "source2012", "single", "cifar"])
+@pytest.mark.parametrize("name", ["paper", "bvlc_alexnet", "source2012"])
 def test_two_towers_are_the_network(name, x64):
     assert_the_same(narrow(name))
 
 
-@pytest.mark.parametrize("name", ["paper", "torchvision", "single"])
+@pytest.mark.parametrize("name", ["paper", "caffenet"])
 def test_two_towers_draw_the_same_masks(name, x64):
     assert_the_same(narrow(name), key=jax.random.key(7))
 
 
 def test_the_head_may_be_whole_on_every_tower(x64):
     assert_the_same(narrow("paper"), key=jax.random.key(7), whole_head=True)
+
+
+def test_adaptive_pooling_and_dropout_on_the_input(x64):
+    spec = dataclasses.replace(narrow("paper"), adaptive_pool=2, dropout_form="inverted")
+    assert_the_same(spec.with_dense(dropout_at="input"), key=jax.random.key(7))
 
 
 def test_more_groups_than_towers(x64):
@@ -130,11 +135,14 @@ def test_the_gradient_of_the_towers(x64):
         assert distance(a, b) < 1e-12, path
 
 
-def test_groups_that_the_towers_do_not_divide_are_refused():
-    spec = narrow("paper")
-    model = made(spec, CLASSES)
-    with pytest.raises(ValueError, match=r"groups over the towers: 2 channels are not divisible by groups=4"):
-        over_towers(model, lambda m, x: m(x), PartitionSpec(), towers=4)(pictures(spec).astype(np.float32))
+@pytest.mark.parametrize(("name", "towers"), [("paper", 4), ("single", 2), ("torchvision", 2), ("cifar", 2)])
+def test_groups_that_the_towers_do_not_divide_are_refused(name, towers):
+    """A network of one column has no towers: its masks are drawn for all channels at once."""
+    spec = narrow(name)
+    with pytest.raises(ValueError, match=f"{name} has . group.* can't be split over {towers} towers"):
+        over_towers(made(spec, CLASSES), lambda m, x: m(x), PartitionSpec(), towers=towers)(
+            pictures(spec).astype(np.float32)
+        )
 
 
 def test_a_norm_over_the_whole_width_is_refused():

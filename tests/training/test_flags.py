@@ -62,11 +62,11 @@ def test_help_tells_of_every_key():
 @pytest.mark.parametrize("key", list(list_keys()), ids=lambda key: key.name)
 def test_every_key_is_a_flag(key):
     new = {
-        "int": "11",
-        "float": "0.125",
+        "an integer": "11",
+        "a finite number": "0.125",
         "True or False": str(not key.default),
         "integers such as (20, 26)": "(3, 5)",
-        "str": "some text",
+        "text": "some text",
     }[key.kind_in_words().removesuffix(" or None")]
     if key.allowed.startswith("one of "):
         options = key.allowed.removeprefix("one of ").split(", ")
