@@ -9,11 +9,13 @@ stats.npz                     over the training split, see `Statistics`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -93,39 +95,48 @@ def open_prepared(directory: pathlib.Path) -> Prepared:
     path = directory / "manifest.json"
     if not path.is_file():
         raise DataError(f"{directory} is not a prepared data set: it has no manifest.json")
-    try:
+    with _reading(path):
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise DataError(
                 f"{directory} has format {manifest['format']}, this program reads {FORMAT}: "
                 "delete it and prepare it anew"
             )
-        found = _open(directory, manifest)
+        size, about = manifest["image_size"], manifest["splits"]
+    with _reading(directory / "classes.txt") as path:
+        classes = tuple(path.read_text(encoding="utf-8").splitlines())
+    splits = {name: _split(directory, name, about[name]["count"], size, len(classes)) for name in about}
+    with _reading(directory / "stats.npz") as path, path.open("rb") as file, np.load(file) as stats:
+        statistics = Statistics(**{field.name: stats[field.name] for field in dataclasses.fields(Statistics)})
+    for name in ("train", "val"):
+        if not len(splits.get(name, ())):
+            raise DataError(f"{directory} has no images to use as {name!r}")
+    return Prepared(directory, classes, splits, statistics, manifest)
+
+
+def _split(directory: pathlib.Path, name: str, count: int, size: int, classes: int) -> Split:
+    with _reading(directory / f"{name}_images.npy") as path:
+        images = np.load(path, mmap_mode="r")
+    with _reading(directory / f"{name}_labels.npy") as path:
+        labels = np.load(path, mmap_mode="r")
+    if images.shape != (count, size, size, 3) or images.dtype != np.uint8:
+        raise DataError(f"{directory}: the images of {name!r} are not what manifest.json says: prepare it anew")
+    if labels.shape != (count,) or labels.dtype != np.int32:
+        raise DataError(f"{directory}: the labels of {name!r} are not what manifest.json says: prepare it anew")
+    if count and not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(
+            f"{directory}: the labels of {name!r} reach from {labels.min()} to {labels.max()}, "
+            f"but classes.txt has {classes} names: prepare it anew"
+        )
+    return Split(images, labels)
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Turns what goes wrong with a file into a DataError that names it."""
+    try:
+        yield path
     except DataError:
         raise
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{directory} is damaged ({type(error).__name__}: {error}): prepare it anew") from None
-    for name in ("train", "val"):
-        if not len(found.splits.get(name, ())):
-            raise DataError(f"{directory} has no images to use as {name!r}")
-    return found
-
-
-def _open(directory: pathlib.Path, manifest: dict[str, Any]) -> Prepared:
-    size = manifest["image_size"]
-    classes = tuple((directory / "classes.txt").read_text(encoding="utf-8").splitlines())
-    splits = {}
-    for name, about in manifest["splits"].items():
-        images, labels = (np.load(directory / f"{name}_{what}.npy", mmap_mode="r") for what in ("images", "labels"))
-        expected = ((about["count"], size, size, 3), (about["count"],))
-        if (images.shape, labels.shape) != expected or (images.dtype, labels.dtype) != (np.uint8, np.int32):
-            raise DataError(f"{directory}: the arrays of {name!r} are not what manifest.json says: prepare it anew")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
-            raise DataError(
-                f"{directory}: labels of {name!r} reach from {labels.min()} to {labels.max()}, "
-                f"but classes.txt has {len(classes)} names: prepare it anew"
-            )
-        splits[name] = Split(images, labels)
-    with (directory / "stats.npz").open("rb") as file, np.load(file) as stats:
-        statistics = Statistics(**{field.name: stats[field.name] for field in dataclasses.fields(Statistics)})
-    return Prepared(directory, classes, splits, statistics, manifest)
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the folder anew") from None

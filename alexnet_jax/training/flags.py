@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str]) -> Command:
         raise ConfigError(_explained(_one_line(error))) from None
     except Exception as error:  # whatever a config file raises
         where = f"--config={path}: " if path else ""
-        missing = re.search(r"Key \"(\w+)\" does not exist|'(\w+)'\\?n?\s*Did you mean", str(error))
+        missing = re.search(r'Key "(\w+)" does not exist|instead of "(\w+)"', str(error))
         if missing:
             key = missing[1] or missing[2]
             raise ConfigError(f"{where}there is no key {key!r}; {nearest_key(key)}") from None
