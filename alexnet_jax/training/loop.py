@@ -85,7 +85,7 @@ def train(config: Config, workdir: pathlib.Path, *, console: Console | None = No
                     markup=False,
                 )
                 return Outcome(None, stop[0])
-            result = _finish(run, checkpoints, workdir, time.perf_counter() - began)
+            result = _finish(run, checkpoints, workdir, int(state.step), time.perf_counter() - began)
             _print_end(console, result, workdir)
             return Outcome(result)
         finally:
@@ -282,7 +282,7 @@ def _restored(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, step: i
     return TrainState(**checkpoints.restore(step, _tree(run, run.initial))["state"])
 
 
-def _finish(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, seconds: float) -> dict[str, Any]:
+def _finish(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, steps: int, seconds: float) -> dict[str, Any]:
     """Evaluates the best checkpoint on the test images, once; draws the pictures; writes `result.json`."""
     checkpoints.wait()
     best = checkpoints.best_step()
@@ -301,8 +301,8 @@ def _finish(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, seconds: 
         "best_val_top1_error": next(
             (line["top1_error"] for line in metrics if line["split"] == "val" and line["step"] == best), None
         ),
-        "steps": run.num_steps,
-        "epochs": round(run.num_steps / run.steps_per_epoch, 2),
+        "steps": steps,
+        "epochs": round(steps / run.steps_per_epoch, 2),
         "seconds": round(seconds, 1),
         "peak_memory_mib": round(devices.peak_memory_mib()),
         "device": devices.describe(),
