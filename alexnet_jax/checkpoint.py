@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -69,8 +70,10 @@ class Checkpoints:
         Raises:
           CheckpointError: it was written by a newer version of this program.
         """
-        found = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
-        if found["format"] > FORMAT:
+        with self._reading(step):
+            found = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
+            newer = found["format"] > FORMAT
+        if newer:
             raise CheckpointError(
                 f"checkpoint {step} has format {found['format']}, this program reads up to {FORMAT}: update alexnet-jax"
             )
@@ -83,13 +86,27 @@ class Checkpoints:
           CheckpointError: its arrays have other names, shapes or dtypes, or a newer program wrote it.
         """
         self.metadata(step)
-        wanted, found = _shapes(like), _shapes(self._manager.item_metadata(step)["state"].tree)
+        with self._reading(step):
+            wanted, found = _shapes(like), _shapes(self._manager.item_metadata(step)["state"].tree)
         other = [f"{name}: {found.get(name)}" for name in sorted(wanted) if found.get(name) != wanted[name]]
         other += [f"{name}: not expected" for name in sorted(found.keys() - wanted.keys())]
         if other:
             raise CheckpointError(f"checkpoint {step} does not fit this run ({'; '.join(other[:5])})")
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state
+        with self._reading(step):
+            return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Turns what goes wrong with a checkpoint's files into a CheckpointError that names it."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            words = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{self._manager.directory / str(step)} is damaged ({type(error).__name__}: {words}): "
+                "delete it to go on from the checkpoint before"
+            ) from None
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""

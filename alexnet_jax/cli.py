@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"alexnet-jax {__version__}")
         return 0
     if arguments[0] not in commands:
-        return _refuse("alexnet-jax", f"there is no command {arguments[0]!r}; there are: {', '.join(commands)}")
+        near = difflib.get_close_matches(arguments[0], commands, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(commands)}"
+        return _refuse("alexnet-jax", f"there is no command {arguments[0]!r}; {hint}")
     return commands[arguments[0]](arguments[1:], program=f"alexnet-jax {arguments[0]}")
 
 
@@ -62,7 +66,7 @@ def summary(argv: Sequence[str], *, program: str) -> int:
     from alexnet_jax.training import flags
     from alexnet_jax.training.config import model_spec
 
-    parser = argparse.ArgumentParser(prog=program, description="The layers of a network, with exact counts.")
+    parser = _Parser(prog=program, description="The layers of a network, with exact counts.")
     parser.add_argument(
         "name", nargs="?", help=f"a variant: {', '.join(list_models())}; none: the default run's network"
     )
@@ -72,15 +76,17 @@ def summary(argv: Sequence[str], *, program: str) -> int:
         "--num-classes", type=int, metavar="N", help="classes; default: 1000, or 10 for the default run"
     )
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
-    parser.add_argument("--compare", action="store_true", help="all variants side by side (with NAME: NAME and paper)")
-    options = parser.parse_args(argv)
+    parser.add_argument(
+        "--compare", action="store_true", help="all variants side by side (with NAME or --config: that and paper)"
+    )
     try:
+        options = parser.parse_args(argv)
         if options.name and options.config:
             raise ValueError("give a name or --config, not both")
         classes = 1000 if options.num_classes is None else options.num_classes
         if options.name:
             specs = [get_spec(options.name)]
-        elif options.compare:
+        elif options.compare and not options.config:
             specs = [get_spec(name) for name in list_models()]
         else:
             config = flags.parse([f"--config={options.config}"] if options.config else []).config
@@ -88,8 +94,10 @@ def summary(argv: Sequence[str], *, program: str) -> int:
             classes = (
                 (10 if config.data.source == "digits" else 1000) if options.num_classes is None else options.num_classes
             )
-        if options.compare and options.name and options.name != "paper":
-            specs = [get_spec("paper"), *specs]
+        if options.compare and (options.name or options.config):
+            specs = (
+                [get_spec("paper"), *specs] if options.name != "paper" else [get_spec(name) for name in list_models()]
+            )
         if options.image_size is not None:
             specs = [spec.at_image_size(options.image_size) for spec in specs]
         lines = tables.comparison(specs, classes) if options.compare else tables.cells(specs[0], classes)
@@ -100,6 +108,16 @@ def summary(argv: Sequence[str], *, program: str) -> int:
         print(f"The network of {where}, made from the variant {specs[0].name!r}, with {classes} classes:\n")
     print(tables.as_markdown(lines) if options.markdown else tables.as_text(lines))
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line, with the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        options = [name for action in self._actions for name in action.option_strings]
+        wrong = next((word.partition("=")[0] for word in message.split() if word.startswith("--")), "")
+        near = difflib.get_close_matches(wrong, options, 1)
+        raise ValueError(message + (f"; did you mean {near[0]}?" if near and near[0] != wrong else "; see --help"))
 
 
 def _refuse(program: str, message: str, code: int = 2) -> int:

@@ -183,7 +183,7 @@ From the specs themselves. Three numbers or five stand for the layers in order.
 
 {as_markdown(table)}
 
-The paper's ReLU, LRN and pool sizes divide exactly at 224 pixels; at other sizes `paper`
+With conv1's three pixels of padding the paper's sizes divide exactly at 224; at others `paper`
 rounds up, as S does. P's figure prints 253,440 neurons for conv1, which is not
 55·55·96 = 290,400. P says that the sum of LRN runs over "the total number of kernels in
 the layer", and that the GPUs talk only in certain layers: `paper` follows the second,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -146,3 +148,20 @@ def test_other_arrays_than_expected_are_refused(opened, change, words):
     save(one, {3: None})
     with pytest.raises((CheckpointError, ValueError), match=words):
         one.restore(3, {**tree(), "bytes": change(tree())})
+
+
+@pytest.mark.parametrize(
+    "name", ["metadata/metadata", "state/_METADATA", "state/manifest.ocdbt", "metadata", "state"], ids=str
+)
+def test_a_damaged_checkpoint_is_named(opened, tmp_path, name):
+    one = opened()
+    save(one, {3: None})
+    one.close()
+    path = tmp_path / "checkpoints" / "3" / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.write_bytes(path.read_bytes()[:5])
+    with pytest.raises(CheckpointError, match=r"checkpoints/3 is damaged .*: delete it") as caught:
+        opened().restore(3, tree())
+    assert "\n" not in str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
@@ -11,7 +10,7 @@ import tempfile
 
 import numpy as np
 
-from alexnet_jax.data.prepared import FORMAT, DataError, Prepared, Statistics, open_prepared
+from alexnet_jax.data.prepared import FORMAT, DataError, Prepared, Statistics, file_sha256, open_prepared
 from alexnet_jax.data.sources import SOURCES, Source, open_source
 from alexnet_jax.models import resize
 
@@ -24,7 +23,12 @@ def prepare(source: Source, out: pathlib.Path, *, size: int, rule: str) -> None:
       out: the folder; must not exist.
       size: pixels of the images' sides.
       rule: how images are scaled, see `alexnet_jax.models.resize`.
+
+    Raises:
+      DataError: the folder exists.
     """
+    if out.exists():
+        raise DataError(f"{out} exists: delete it to prepare it anew, or choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -53,14 +57,15 @@ def prepare(source: Source, out: pathlib.Path, *, size: int, rule: str) -> None:
             "resize_rule": rule,
             "splits": about,
             "skipped": [],
-            "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(partial.iterdir())},
+            "sha256": {path.name: file_sha256(path) for path in sorted(partial.iterdir())},
         }
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         os.chmod(partial, 0o755)
-        os.rename(partial, out)
-    except OSError:
-        if not out.is_dir():  # otherwise another process was faster, with the same result
-            raise
+        try:
+            os.rename(partial, out)
+        except OSError:
+            if not out.is_dir():  # otherwise another process was faster, with the same result
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

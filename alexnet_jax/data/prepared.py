@@ -89,6 +89,9 @@ class Prepared:
 def open_prepared(directory: pathlib.Path) -> Prepared:
     """Opens a prepared folder and checks that its files agree with its manifest.
 
+    Labels, classes and statistics by their checksums, images by their shape alone:
+    they may be hundreds of gigabytes.
+
     Raises:
       DataError: it is none, not complete, or of another format.
     """
@@ -103,6 +106,11 @@ def open_prepared(directory: pathlib.Path) -> Prepared:
                 "delete it and prepare it anew"
             )
         size, about = manifest["image_size"], manifest["splits"]
+        small = {name: digest for name, digest in manifest["sha256"].items() if not name.endswith("_images.npy")}
+    for name, digest in small.items():
+        with _reading(directory / name) as path:
+            if file_sha256(path) != digest:
+                raise DataError(f"{path} has another checksum than manifest.json says: prepare the folder anew")
     with _reading(directory / "classes.txt") as path:
         classes = tuple(path.read_text(encoding="utf-8").splitlines())
     splits = {name: _split(directory, name, about[name]["count"], size, len(classes)) for name in about}
@@ -112,6 +120,12 @@ def open_prepared(directory: pathlib.Path) -> Prepared:
         if not len(splits.get(name, ())):
             raise DataError(f"{directory} has no images to use as {name!r}")
     return Prepared(directory, classes, splits, statistics, manifest)
+
+
+def file_sha256(path: pathlib.Path) -> str:
+    """The SHA-256 of a file of any size, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _split(directory: pathlib.Path, name: str, count: int, size: int, classes: int) -> Split:

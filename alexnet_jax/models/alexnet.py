@@ -151,11 +151,8 @@ class AlexNet(nnx.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Logits and every stage. What nobody takes, the compiler leaves out."""
         h = self._checked(images)
-        if self.tower_axis is not None and self.spec.groups % lax.axis_size(self.tower_axis):
-            raise ValueError(
-                f"{self.spec.name} has {self.spec.groups} group(s) of kernels and can't be split over "
-                f"{lax.axis_size(self.tower_axis)} towers"
-            )
+        if self.tower_axis is not None:
+            self._check_towers(lax.axis_size(self.tower_axis))
         if train and dropout_key is None:
             raise ValueError("train=True needs a key for dropout: pass dropout_key=jax.random.key(0)")
         keys = keys_lib.per_image(dropout_key, h.shape[0]) if train and dropout_key is not None else None
@@ -244,6 +241,15 @@ class AlexNet(nnx.Module):
             return groups
         return groups // lax.axis_size(self.tower_axis)
 
+    def _check_towers(self, towers: int) -> None:
+        norms = [conv.norm.groups for conv in self.spec.convs if conv.norm is not None]
+        split = [groups for groups in [*(conv.groups for conv in self.spec.convs), *norms] if groups > 1]
+        if self.spec.groups % towers or any(groups % towers for groups in split):
+            raise ValueError(
+                f"{self.spec.name} has {self.spec.groups} group(s) of kernels and can't be split over {towers} towers: "
+                "every grouped layer and norm must divide by them"
+            )
+
     def _checked(self, images: jax.typing.ArrayLike) -> jax.Array:
         images = jnp.asarray(images)
         size = self.spec.input.size
@@ -251,6 +257,11 @@ class AlexNet(nnx.Module):
             raise TypeError(
                 f"{self.spec.name} takes floating-point images in its own input contract, got {images.dtype}: "
                 "use alexnet_jax.preprocess(images, model)"
+            )
+        if images.ndim == 3 and images.shape[0] == 3 != images.shape[-1]:
+            raise ValueError(
+                f"images must be a batch (N, {size}, {size}, 3), got what looks like one CHW image, {images.shape}: "
+                "use images.transpose(1, 2, 0)[None]"
             )
         if images.ndim == 3:
             raise ValueError(f"images must be a batch (N, {size}, {size}, 3), got {images.shape}: use images[None]")

@@ -26,8 +26,8 @@ def get_spec(name: str) -> ModelSpec:
     """
     if name not in VARIANTS:
         near = difflib.get_close_matches(name, VARIANTS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"there is no model {name!r}{hint} Known: {', '.join(VARIANTS)}")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"there is no model {name!r}; {hint}Known: {', '.join(VARIANTS)}")
     return VARIANTS[name]
 
 

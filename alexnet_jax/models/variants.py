@@ -169,7 +169,8 @@ def with_init(spec: ModelSpec, scheme: str) -> ModelSpec:
     convs = []
     for number, conv in enumerate(spec.convs, 1):
         start = Init("normal", 0.03) if scheme == "source2012" and number >= 3 else kernel
-        bias = raised if number in (2, 4, 5) else rest
+        # S's networks with a sixth layer give it a bias of 1 too.
+        bias = raised if number in (2, 4, 5) or (scheme == "source2012" and number > 5) else rest
         convs.append(dataclasses.replace(conv, kernel_init=start, bias_init=bias))
     return dataclasses.replace(
         spec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import sys
 
@@ -26,11 +27,14 @@ def check_gpu(require_gpu: bool) -> str | None:
     if jax.default_backend() == "gpu":
         return None
     gpus = nvidia_gpus()
-    remedy = (
-        'this JAX has no CUDA support: pip install "alexnet-jax[cuda12]" (or [cuda13], as the driver allows)'
-        if gpus
-        else "no NVIDIA driver was found on this host"
-    )
+    if not gpus:
+        remedy = "no NVIDIA driver was found on this host"
+    elif any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+        remedy = (
+            "JAX's CUDA support is installed, so see to JAX_PLATFORMS, CUDA_VISIBLE_DEVICES and the driver's version"
+        )
+    else:
+        remedy = 'this JAX has no CUDA support: pip install "alexnet-jax[cuda12]" (or [cuda13], as the driver allows)'
     if require_gpu:
         raise ConfigError(f"config.require_gpu=True, but JAX runs on {jax.default_backend()}: {remedy}")
     if gpus:
@@ -47,6 +51,10 @@ def describe() -> str:
 
 def peak_memory_mib() -> float:
     """The most main memory that this process has held, in MiB."""
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # Linux: getrusage would count the process that started this one too
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -157,7 +157,7 @@ def _config_path(arguments: Sequence[str]) -> str | None:
         return None
     file = pathlib.Path(path.partition(":")[0])
     if not file.is_file():
-        folder = file.parent if file.parent.is_dir() else pathlib.Path("configs")
+        folder = file.parent if path and file.parent.is_dir() else pathlib.Path("configs")
         others = sorted(str(other) for other in folder.glob("*.py"))
         near = difflib.get_close_matches(str(file), others, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(others) or 'none'}"

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from importlib import metadata
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -23,9 +23,9 @@ from alexnet_jax import evaluation, figures
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.data.prepared import DataError
 from alexnet_jax.training import devices, progress
-from alexnet_jax.training.config import Config
+from alexnet_jax.training.config import Config, to_dict
 from alexnet_jax.training.metrics import MetricsLog, read, write_atomically
-from alexnet_jax.training.setup import Run, check_workdir, claim_workdir, describe, precision, set_up
+from alexnet_jax.training.setup import Run, check_earlier, check_workdir, describe, precision, set_up, writing
 from alexnet_jax.training.step import TrainState
 
 
@@ -64,17 +64,19 @@ def train(config: Config, workdir: pathlib.Path, *, console: Console | None = No
     check_workdir(config, workdir)
     with precision(config), _stop_signals() as stop:
         run = set_up(config)
-        claim_workdir(config, workdir)
+        with writing(workdir):
+            (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(workdir / "checkpoints")
         try:
             state = _restored(run, checkpoints, workdir)
+            with writing(workdir):
+                write_atomically(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
             first_step = int(state.step)
             _print_beginning(console, run, workdir, first_step, warning)
             if first_step < run.num_steps:
                 (workdir / "result.json").unlink(missing_ok=True)
                 state = _Loop(run, workdir, checkpoints, console, stop).steps(state)
-            elif (workdir / "result.json").exists():
-                result = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
+            elif (result := _earlier_result(workdir)) is not None:
                 console.print("This run is finished: nothing was trained.")
                 _print_end(console, result, workdir)
                 return Outcome(result)
@@ -274,12 +276,22 @@ def _restored(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, step: i
     step = checkpoints.latest_step() if step is None else step
     if step is None:
         return run.initial
-    if checkpoints.metadata(step)["data"] != run.data.fingerprint:
+    metadata = checkpoints.metadata(step)
+    check_earlier(run.config, metadata.get("config"), workdir)
+    if metadata.get("data") != run.data.fingerprint:
         raise DataError(
             f"{run.data.directory} is not the data that the run in {workdir} began with (other checksums): "
             "give it that data again, or take another --workdir"
         )
     return TrainState(**checkpoints.restore(step, _tree(run, run.initial))["state"])
+
+
+def _earlier_result(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What `result.json` holds; None if there is none, or a damaged one: the end is then run again."""
+    try:
+        return json.loads((workdir / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _finish(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, steps: int, seconds: float) -> dict[str, Any]:
@@ -291,9 +303,10 @@ def _finish(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, steps: in
     split = "test" if "test" in run.data.splits else "val"
     found = run.evaluate(params, split)
     figures.learning_curves(metrics, workdir / "learning_curves.png")
-    figures.first_layer_kernels(
-        np.asarray(params["conv1"]["kernel"], np.float32), run.spec.groups, workdir / "conv1_kernels.png"
-    )
+    kernel = np.asarray(params["conv1"]["kernel"], np.float32)
+    if run.spec.input.channel_order == "bgr":
+        kernel = kernel[:, :, ::-1]
+    figures.first_layer_kernels(kernel, run.spec.groups, workdir / "conv1_kernels.png")
     result = {
         "split": split,
         **found,
@@ -306,7 +319,7 @@ def _finish(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, steps: in
         "seconds": round(seconds, 1),
         "peak_memory_mib": round(devices.peak_memory_mib()),
         "device": devices.describe(),
-        "versions": {name: metadata.version(name) for name in ("alexnet-jax", "jax", "flax", "optax")},
+        "versions": {name: version(name) for name in ("alexnet-jax", "jax", "flax", "optax")},
     }
     write_atomically(workdir / "result.json", json.dumps(result, indent=1) + "\n")
     return result
@@ -315,7 +328,7 @@ def _finish(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, steps: in
 def _print_beginning(console: Console, run: Run, workdir: pathlib.Path, first_step: int, warning: str | None) -> None:
     if warning:
         console.print(warning, style="bold red", markup=False)
-    versions = f"alexnet-jax {metadata.version('alexnet-jax')}, jax {jax.__version__}"
+    versions = f"alexnet-jax {version('alexnet-jax')}, jax {jax.__version__}"
     state = f"resumes after step {first_step:,}" if first_step else "new run"
     state = "finished" if first_step >= run.num_steps else state
     lines = [("program", versions), ("devices", devices.describe()), *describe(run)]

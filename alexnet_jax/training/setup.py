@@ -20,7 +20,6 @@ from alexnet_jax.models import ModelSpec, create_model
 from alexnet_jax.training import optimizer as optimizers
 from alexnet_jax.training import step as steps
 from alexnet_jax.training.config import Config, ConfigError, differences, model_spec, to_dict
-from alexnet_jax.training.metrics import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,23 +139,32 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
     """
     path = workdir / "config.json"
     if path.exists() and any((workdir / "checkpoints").glob("[0-9]*")):
-        changed = differences(config, json.loads(path.read_text(encoding="utf-8")))
-        if changed:
-            raise ConfigError(
-                f"{workdir} holds a run with another configuration ({'; '.join(changed)}): "
-                "take another --workdir, or go back to the earlier values"
-            )
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return  # the checkpoint holds the configuration too, see `check_earlier`
+        check_earlier(config, earlier, workdir)
 
 
-def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Creates the workdir and writes `config.json`.
+def check_earlier(config: Config, earlier: Any, workdir: pathlib.Path) -> None:
+    """Refuses to go on with a run that had another configuration.
 
     Raises:
-      ConfigError: the workdir can't be written.
+      ConfigError: names the keys that differ and their values.
     """
+    changed = differences(config, earlier if isinstance(earlier, dict) else {})
+    if changed:
+        raise ConfigError(
+            f"{workdir} holds a run with another configuration ({'; '.join(changed)}): "
+            "take another --workdir, or go back to the earlier values"
+        )
+
+
+@contextlib.contextmanager
+def writing(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns a workdir that can't be written into a ConfigError."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+        yield
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} can't be used: {error}") from None
 

@@ -66,14 +66,23 @@ def test_a_workdir_may_be_gone_on_with(workdir, tmp_path):
     setup.check_workdir(changed(seed=1), workdir)  # nothing to go on from
 
 
-def test_a_workdir_is_claimed(tmp_path):
-    setup.claim_workdir(changed(seed=5), tmp_path / "a" / "b")
-    assert from_dict(json.loads((tmp_path / "a" / "b" / "config.json").read_text())) == changed(seed=5)
-    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["config.json"]
+def test_a_damaged_config_is_left_to_the_checkpoint(workdir):
+    for text in ("{", "", "[]"):
+        (workdir / "config.json").write_text(text)
+        if text == "[]":
+            with pytest.raises(ConfigError, match=r"config\.seed: None before"):
+                setup.check_workdir(Config(), workdir)
+        else:
+            setup.check_workdir(Config(), workdir)
+    setup.check_earlier(Config(), to_dict(changed(num_epochs=99)), workdir)
+    with pytest.raises(ConfigError, match=r"config\.seed: 1 before, 0 now"):
+        setup.check_earlier(Config(), to_dict(changed(seed=1)), workdir)
+
+
+def test_a_workdir_that_can_not_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ConfigError, match=r"--workdir=.*file"):
-            setup.claim_workdir(Config(), path)
+    with pytest.raises(ConfigError, match=r"--workdir=.*file"), setup.writing(tmp_path / "file"):
+        (tmp_path / "file" / "below").mkdir(parents=True)
 
 
 @pytest.mark.parametrize("gpus", [[], ["0000:01:00.0", "0000:02:00.0"]], ids=["no GPU", "two idle GPUs"])
