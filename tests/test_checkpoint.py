@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 
 import chex
@@ -150,6 +151,15 @@ def test_other_arrays_than_expected_are_refused(opened, change, words):
         one.restore(3, {**tree(), "bytes": change(tree())})
 
 
+@pytest.fixture
+def abandoned():
+    """Collects what Orbax leaves behind when a restore fails in the middle: it complains of it at an end of its own."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("abandoned")
 @pytest.mark.parametrize(
     "name", ["metadata/metadata", "state/_METADATA", "state/manifest.ocdbt", "metadata", "state"], ids=str
 )
