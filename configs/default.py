@@ -1,6 +1,6 @@
 """The default run: the paper's network with half of its kernels, on scikit-learn's digits.
 
-Cost: a minute or two on two CPU cores. Result: 1.0 to 2.3 % test error over five seeds.
+Cost: about a minute on two CPU cores. Result: 1.0 to 2.3 % test error over five seeds.
 Command: python train.py
 """
 
