@@ -7,25 +7,28 @@ hash of the image's index, the same on every machine and with every version.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_jax.data.sources import Example, Source
+from alexnet_jax.data.sources import Examples, Source
 
 _HELD_OUT = 30
 
 
-class _Digits(Sequence):
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self._images, self._labels = images, labels
+class _Digits:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, indices: list[int]):
+        self._images, self._labels, self._indices = images, labels, sorted(indices)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._indices)
 
-    def __getitem__(self, index):
-        grey = np.round(self._images[index] * (255 / 16)).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, -1), int(self._labels[index])
+    def name(self, index: int) -> str:
+        return str(self._indices[index])
+
+    def load(self, index: int) -> tuple[np.ndarray, int]:
+        place = self._indices[index]
+        grey = np.round(self._images[place] * (255 / 16)).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, -1), int(self._labels[place])
 
 
 def open_digits() -> Source:
@@ -41,7 +44,6 @@ def open_digits() -> Source:
         rank = seen[labels[index]]
         seen[labels[index]] += 1
         chosen["val" if rank < _HELD_OUT else "test" if rank < 2 * _HELD_OUT else "train"].append(index)
-    splits: dict[str, Sequence[Example]] = {
-        name: _Digits(data.images[sorted(indices)], labels[sorted(indices)]) for name, indices in chosen.items()
-    }
-    return Source("digits", tuple(str(digit) for digit in range(10)), splits)
+    splits: dict[str, Examples] = {name: _Digits(data.images, labels, indices) for name, indices in chosen.items()}
+    digest = hashlib.sha256(data.images.tobytes() + labels.astype(np.int32).tobytes()).hexdigest()
+    return Source("digits", tuple(str(digit) for digit in range(10)), splits, digest)
