@@ -13,6 +13,8 @@ from alexnet_jax.models.alexnet import AlexNet
 from alexnet_jax.models.spec import InputSpec
 from alexnet_jax.nn import checks
 
+RULES = ("shorter_side", "warp")  # how images become square
+
 
 def resize(image: np.ndarray, size: int, rule: str = "shorter_side") -> np.ndarray:
     """One image as a square of `size` pixels, bilinear with antialiasing.
@@ -26,18 +28,33 @@ def resize(image: np.ndarray, size: int, rule: str = "shorter_side") -> np.ndarr
     Returns:
       (size, size, 3), uint8; `image` itself where it has the size already.
     """
-    checks.choice(rule, "the resize rule", ("shorter_side", "warp"))
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
+    checks.choice(rule, "the resize rule", RULES)
+    if image.shape[:2] == (size, size):
         return image
+    return np.asarray(scale(Image.fromarray(image), size, rule))
+
+
+def scale(image: Image.Image, size: int, rule: str, extent: tuple[float, float] | None = None) -> Image.Image:
+    """The scaling of `resize` on an image of Pillow's, in its own mode.
+
+    Args:
+      image: of a mode whose values may be averaged, such as "L" and "RGB".
+      size: pixels of the result's sides.
+      rule: as `resize` takes it.
+      extent: width and height of the part at the upper left that holds the picture, not
+        always whole numbers; None is all of it.
+
+    Returns:
+      An image of the same mode, size × size.
+    """
+    width, height = extent or image.size
     box: tuple[float, float, float, float] = (0, 0, width, height)
-    if rule == "shorter_side":
+    if checks.choice(rule, "the resize rule", RULES) == "shorter_side":
         # Scaling, then cutting the centre, is scaling the central square: no full-size copy.
         side = min(height, width)
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
-    scaled = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(scaled)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
 def centre_crop(images: jax.Array, size: int) -> jax.Array:
