@@ -21,7 +21,7 @@ import numpy as np
 from alexnet_jax.data.sources import open_source
 found = hashlib.sha256()
 for name, split in open_source("digits").splits.items():
-    for image, label in (split[index] for index in range(len(split))):
+    for image, label in (split.load(index) for index in range(len(split))):
         found.update(name.encode() + bytes([label]) + np.ascontiguousarray(image).tobytes())
 print(found.hexdigest())
 """
@@ -35,7 +35,7 @@ def source():
 
 def everything(split):
     """The images and labels of a split."""
-    images, labels = zip(*(split[index] for index in range(len(split))), strict=True)
+    images, labels = zip(*(split.load(index) for index in range(len(split))), strict=True)
     return np.stack(images), np.array(labels)
 
 
@@ -52,7 +52,7 @@ def test_values(source):
     images, labels = everything(source.splits["train"])
     assert images.shape == (1197, 8, 8, 3)
     assert images.dtype == np.uint8
-    assert all(type(source.splits["train"][index][1]) is int for index in range(3))
+    assert all(type(source.splits["train"].load(index)[1]) is int for index in range(3))
     assert (images[..., 0] == images[..., 1]).all()
     assert (images[..., 0] == images[..., 2]).all()
     assert set(np.unique(images)) == {round(grey * 255 / 16) for grey in range(17)}
