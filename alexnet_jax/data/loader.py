@@ -1,31 +1,52 @@
 """Batches from a prepared split, in the background: a pure function of the step's number.
 
 Grain reads at the level of batches, so a resumed run starts at its step without
-replaying, and the order is that of `keys.permutation`.
+replaying, and the order is that of `keys.permutation`. The position of a run in its data
+is its step; nothing else need be saved.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import grain
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import keys
+from alexnet_jax.data.images import cores
 from alexnet_jax.data.prepared import Split
 
 
 class Batch(NamedTuple):
-    """Images (N, S, S, 3) uint8 with their labels (N,) int32, on the host.
+    """Images (N, S, S, 3) uint8 with their labels (N,) int32, on the host or on the device.
 
-    `mask` (N,) bool tells the images from what fills up an evaluation's last batch.
+    `mask` (N,) bool tells the images from what fills a batch up.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
-    mask: np.ndarray
+    images: Any
+    labels: Any
+    mask: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which rows of each global batch a process reads: the `index`-th of `count` equal blocks.
+
+    A batch is filled up with masked copies of its first image to a multiple of `multiple`,
+    the number of devices over all processes; 0 is one device a process.
+    """
+
+    index: int = 0
+    count: int = 1
+    multiple: int = 0
+
+
+WHOLE = Share()
 
 
 def steps_per_epoch(count: int, batch_size: int, last_batch: str) -> int:
@@ -34,33 +55,98 @@ def steps_per_epoch(count: int, batch_size: int, last_batch: str) -> int:
 
 
 def training_batches(
-    split: Split, batch_size: int, *, seed: int, last_batch: str, first_step: int, num_steps: int
+    split: Split,
+    batch_size: int,
+    *,
+    seed: int,
+    last_batch: str,
+    first_step: int,
+    num_steps: int,
+    share: Share = WHOLE,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Iterator[Batch]:
     """The batches of the steps from `first_step` up to `num_steps`, epoch after epoch.
 
     Every epoch visits the images in an order of its own, drawn from (seed, epoch).
-    "drop" leaves an epoch's incomplete last batch out, "keep" makes it a smaller one.
+    "drop" leaves an epoch's incomplete last batch out (each epoch is a prefix of its
+    permutation), "keep" makes it a smaller one.
+
+    Args:
+      split: the images; `resident` keeps them on the device.
+      batch_size: images in a global batch.
+      seed: of the order.
+      last_batch: "drop" or "keep".
+      first_step: the step to begin with, at no cost wherever it is.
+      num_steps: the step before which to end.
+      share: the rows of the global batches that this process reads.
+      place: called in the background with each batch, to move it to the device ahead of
+        the step.
     """
     per_epoch = steps_per_epoch(len(split), batch_size, last_batch)
     order = functools.lru_cache(maxsize=2)(functools.partial(keys.permutation, seed, count=len(split)))
 
     def gather(step: int) -> Batch:
-        epoch, place = divmod(step, per_epoch)
-        chosen = order(epoch)[place * batch_size : (place + 1) * batch_size]
-        return Batch(split.images[chosen], split.labels[chosen], np.ones(len(chosen), bool))
+        epoch, position = divmod(step, per_epoch)
+        chosen = order(epoch)[position * batch_size : (position + 1) * batch_size]
+        return place(_rows(split, chosen, share))
 
-    steps = grain.MapDataset.range(first_step, num_steps).map(gather)
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    return _ahead(grain.MapDataset.range(first_step, num_steps).map(gather))
 
 
-def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:
-    """Every image once, in order; the last batch is filled up with masked copies of its first image."""
+def evaluation_batches(
+    split: Split,
+    batch_size: int,
+    *,
+    share: Share = WHOLE,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Iterator[Batch]:
+    """Every image once, in order; the last batch is filled up with masked copies of its first image.
+
+    Args:
+      split: the images.
+      batch_size: images in a global batch, the last one included.
+      share: as in `training_batches`.
+      place: as in `training_batches`.
+    """
 
     def gather(start: int) -> Batch:
-        chosen = np.arange(start, start + batch_size)
-        mask = chosen < len(split)
-        chosen = np.where(mask, chosen, start)
-        return Batch(split.images[chosen], split.labels[chosen], mask)
+        chosen = np.arange(start, min(start + batch_size, len(split)))
+        return place(_rows(split, chosen, share, size=batch_size))
 
-    starts = grain.MapDataset.range(0, len(split), batch_size).map(gather)
-    return iter(starts.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    return _ahead(grain.MapDataset.range(0, len(split), batch_size).map(gather))
+
+
+def _ahead(batches: Any) -> Iterator[Batch]:
+    """Made ahead by up to four threads, so that up to five batches are in memory."""
+    threads = min(4, cores())
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)))
+
+
+def _rows(split: Split, chosen: np.ndarray, share: Share, size: int = 0) -> Batch:
+    """A process's rows of the global batch of the chosen images, filled up to `size` at least."""
+    multiple = share.multiple or share.count
+    filled = -(-max(len(chosen), size) // multiple) * multiple
+    each = filled // share.count
+    rows = np.arange(share.index * each, (share.index + 1) * each)
+    mask = rows < len(chosen)
+    mine = chosen[np.where(mask, rows, 0)]
+    images = _take(split.images, mine) if isinstance(split.images, jax.Array) else split.images[mine]
+    return Batch(images, split.labels[mine], mask)
+
+
+@jax.jit
+def _take(images: jax.Array, rows: jax.Array) -> jax.Array:
+    return jnp.take(images, rows, axis=0, mode="clip")
+
+
+def resident(split: Split) -> Split:
+    """The split with all its images on the device: the same batches, made there.
+
+    For sets that are small beside the device's memory.
+    """
+    return Split(jax.device_put(split.images[:]), split.labels)
+
+
+def to_device(batch: Batch) -> Batch:
+    """Starts a batch's way to the default device."""
+    return Batch(*jax.device_put(tuple(batch)))
