@@ -23,7 +23,8 @@ class Purpose(enum.IntEnum):
 
     INIT = 0
     DROPOUT = 1
-    VIEW = 2
+    VIEW = 2  # crops and flips
+    COLOUR = 3
 
 
 def root(seed: int, purpose: Purpose) -> jax.Array:

@@ -22,7 +22,7 @@ def distinct(*key_arrays):
 
 def test_purposes_keep_their_numbers():
     """They are part of a run's identity: a changed one changes every run."""
-    assert {purpose.name: int(purpose) for purpose in Purpose} == {"INIT": 0, "DROPOUT": 1, "VIEW": 2}
+    assert {purpose.name: int(purpose) for purpose in Purpose} == {"INIT": 0, "DROPOUT": 1, "VIEW": 2, "COLOUR": 3}
 
 
 def test_keys_are_folded_by_hand_alike():
