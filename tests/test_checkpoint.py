@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-import shutil
+import json
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_writer import assert_same, metadata, tree
 
 from alexnet_jax import checkpoint
-from alexnet_jax.checkpoint import CheckpointError, Checkpoints
-
-
-def tree(seed: float = 0.0):
-    """Arrays of the dtypes that a run has."""
-    return {
-        "state": {
-            "step": jnp.int32(7),
-            "params": {"conv1": {"kernel": jnp.linspace(-1, 1, 24).reshape(2, 3, 4) + seed, "bias": jnp.zeros(4)}},
-            "half": jnp.asarray([1.0078125, -3e38, seed], jnp.bfloat16),
-            "mask": jnp.asarray([True, False]),
-        },
-        "bytes": jnp.asarray([0, 255], jnp.uint8),
-    }
+from alexnet_jax.checkpoint import CheckpointError, Checkpoints, DamagedError, record
 
 
 @pytest.fixture
@@ -45,7 +31,7 @@ def opened(tmp_path):
 def save(checkpoints, scores):
     """Saves a checkpoint for each step with its score."""
     for step, score in scores.items():
-        checkpoints.save(step, tree(step), {"words": f"step {step}"}, score=score)
+        checkpoints.save(step, tree(step), metadata(step), score=score)
     checkpoints.wait()
 
 
@@ -54,24 +40,62 @@ def steps_in(folder):
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
 
 
-def test_a_round_trip_keeps_every_bit_and_dtype(opened, tmp_path):
-    metadata = {"classes": ["a", "ü"], "spec": {"size": 3, "pair": [1, 2.5], "none": None}}
+def silent(line):
+    """Nothing is to be told."""
+    raise AssertionError(line)
+
+
+def test_a_round_trip_keeps_every_bit_and_dtype(opened):
+    about = {"classes": ["a", "ü"], "spec": {"size": 3, "pair": [1, 2.5], "none": None, "nan": float("inf")}}
     first = opened()
-    first.save(12, tree(), metadata)
+    first.save(12, tree(5), about)
     first.close()
     again = opened()
     assert again.latest_step() == 12
     for like in (tree(9), jax.eval_shape(tree)):
-        found = again.restore(12, like)
-        chex.assert_trees_all_equal(found, tree())
-        chex.assert_trees_all_equal_dtypes(found, tree())
-    assert again.metadata(12) == {"format": checkpoint.FORMAT, **metadata}
+        assert_same(again.restore(12, like), tree(5))
+        found = again.newest(like, tell=silent)
+        assert found.step == 12
+        assert_same(found.tree, tree(5))
+        assert found.metadata == again.metadata(12) == {"format": checkpoint.FORMAT, **about}
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found.tree))
+
+
+def test_values_that_only_their_bits_tell_apart_come_back(opened):
+    odd = np.array([0x7FC00001, 0xFFC12345, 0x80000000, 0x00000001], np.uint32).view(np.float32)
+    arrays = {"odd": jnp.asarray(odd), "scalar": jnp.float32(-0.0)}
+    one = opened()
+    one.save(1, arrays, {})
+    one.close()
+    assert_same(opened().restore(1, arrays), arrays)
+
+
+def test_what_happens_to_the_tree_after_save_changes_nothing(opened):
+    later = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    made = later({"device": jnp.zeros(1_000_000), "small": jnp.zeros(3)})
+    host = np.ones(500_000)
+    one = opened()
+    for step in range(1, 6):
+        about = {"step": [step]}
+        one.save(step, {**made, "host": host}, about)
+        about["step"].append("changed")
+        made, host[:] = later(made), step + 1
+    one.wait()
+    like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in {**made, "host": np.float32(host)}.items()}
+    with jax.enable_x64(True):
+        like["host"] = jax.ShapeDtypeStruct(host.shape, host.dtype)
+        found = one.newest(like, tell=silent)
+    assert (found.step, found.metadata["step"]) == (5, [5])
+    assert set(np.unique(found.tree["device"])) == set(np.unique(found.tree["small"])) == {5.0}
+    assert set(np.unique(found.tree["host"])) == {5.0}
 
 
 def test_an_empty_folder_has_none(opened):
-    empty = opened()
-    assert empty.latest_step() is None
-    assert empty.best_step() is None
+    for empty in (opened(), opened(read_only=True)):
+        assert empty.latest_step() is None
+        assert empty.best_step() is None
+        assert empty.newest(tree(), tell=silent) is None
+        assert empty.best(tree(), tell=silent) is None
 
 
 def test_the_latest_and_the_best_are_kept(opened, tmp_path):
@@ -84,10 +108,22 @@ def test_the_latest_and_the_best_are_kept(opened, tmp_path):
     assert (again.latest_step(), again.best_step()) == (6, 2)
     save(again, {7: None, 8: 3.5})
     assert steps_in(tmp_path) == [2, 7, 8]
-    save(again, {9: 1.0, 10: None, 11: 2.0})
+    again.close()
+    third = opened(keep=2)
+    save(third, {9: 1.0, 10: None, 11: 2.0})
     assert steps_in(tmp_path) == [9, 10, 11]
-    assert again.best_step() == 9
-    np.testing.assert_array_equal(again.restore(9, tree())["state"]["half"], tree(9)["state"]["half"])
+    assert third.best_step() == 9
+    assert_same(third.restore(9, tree()), tree(9))
+    found = third.best(tree(), tell=silent)
+    assert (found.step, found.metadata["words"]) == (9, "step 9")
+    assert_same(found.tree, tree(9))
+
+
+def test_of_equal_scores_the_latest_is_the_best(opened, tmp_path):
+    one = opened(keep=1)
+    save(one, {1: 2.0, 2: 2.0, 3: None})
+    assert steps_in(tmp_path) == [2, 3]
+    assert one.best_step() == 2
 
 
 def test_without_scores_the_latest_are_kept(opened, tmp_path):
@@ -103,75 +139,108 @@ def test_a_score_of_nan_is_never_the_best(opened):
     assert one.best_step() == 2
 
 
-def test_a_newer_format_is_refused_with_the_remedy(opened, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+def test_a_second_checkpoint_of_a_step_is_refused(opened):
     one = opened()
     save(one, {3: None})
-    monkeypatch.setattr(checkpoint, "FORMAT", 1)
-    for read in (lambda: one.metadata(3), lambda: one.restore(3, tree())):
-        with pytest.raises(CheckpointError, match=r"checkpoint 3 has format 99.* up to 1.*update alexnet-jax"):
+    with pytest.raises(CheckpointError, match=r"there is a checkpoint 3 in .* already"):
+        one.save(3, tree(4), {})
+    assert_same(one.restore(3, tree()), tree(3))
+
+
+def test_metadata_that_json_cannot_hold_is_the_callers_mistake(opened, tmp_path):
+    one = opened()
+    with pytest.raises(TypeError):
+        one.save(3, tree(), {"a": object()})
+    assert steps_in(tmp_path) == []
+    save(one, {3: None})
+
+
+def refused(checkpoints, step, words):
+    """All ways to read a checkpoint refuse it with these words, and it stays where it is."""
+    for read in (
+        lambda: checkpoints.metadata(step),
+        lambda: checkpoints.restore(step, tree()),
+        lambda: checkpoints.newest(tree(), tell=silent),
+    ):
+        with pytest.raises(CheckpointError, match=words) as caught:
             read()
+        assert not isinstance(caught.value, DamagedError)
+        assert "\n" not in str(caught.value)
 
 
-def test_what_a_crash_left_is_ignored(opened, tmp_path):
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        (99, r"checkpoint 3 has format 99, this program reads up to 2: update alexnet-jax"),
+        (1, r"checkpoint 3 has format 1, this program reads from 2: take the version that wrote it"),
+    ],
+)
+def test_another_format_is_refused_with_the_remedy(opened, monkeypatch, tmp_path, version, words):
     one = opened()
-    save(one, {3: 1.0})
-    one.close()
-    left = tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp"
-    (left / "state").mkdir(parents=True)
-    again = opened()
-    assert (again.latest_step(), again.best_step()) == (3, 1 * 3)
-    save(again, {5: 0.5})
-    assert steps_in(tmp_path) == [3, 5]
-    assert not left.exists()
-    chex.assert_trees_all_equal(again.restore(5, tree()), tree(5))
+    save(one, {2: None})
+    monkeypatch.setattr(record, "FORMAT", version)
+    save(one, {3: None})
+    monkeypatch.undo()
+    refused(opened(), 3, words)
+    assert steps_in(tmp_path) == [2, 3]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_an_empty_numbered_folder_is_no_checkpoint(opened, tmp_path):
-    one = opened()
-    save(one, {3: 1.0})
-    one.close()
-    (tmp_path / "checkpoints" / "8").mkdir()
-    assert opened().latest_step() == 3
+def test_one_of_an_earlier_development_version_is_refused(opened, tmp_path):
+    save(opened(), {2: None, 3: None})
+    path = tmp_path / "checkpoints" / "3" / "metadata" / "metadata"
+    for content in ({"format": 1, "spec": {}}, {"spec": {}}):
+        path.write_text(json.dumps(content))
+        refused(opened(), 3, r"checkpoint 3 was written before checkpoints had checksums.* take a new workdir")
+    assert steps_in(tmp_path) == [2, 3]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t["bytes"].astype(jnp.int32), "uint8"),
-        (lambda t: jnp.zeros(3, jnp.uint8), "3"),
+        (lambda t: {**t, "bytes": t["bytes"].astype(jnp.int8)}, r"bytes: uint8\(3,\), expected int8\(3,\)"),
+        (lambda t: {**t, "bytes": t["bytes"].astype(jnp.int32)}, r"bytes: uint8\(3,\), expected int32\(3,\)"),
+        (lambda t: {**t, "bytes": jnp.zeros(4, jnp.uint8)}, r"bytes: uint8\(3,\), expected uint8\(4,\)"),
+        (lambda t: {**t, "bytes": jnp.zeros((3, 1), jnp.uint8)}, r"bytes: uint8\(3,\), expected uint8\(3, 1\)"),
+        (lambda t: {**t, "more": jnp.zeros(1)}, r"more: missing, expected float32\(1,\)"),
+        (lambda t: {"state": t["state"]}, r"bytes: not expected"),
+        (lambda t: {"state": t["state"], "Bytes": t["bytes"]}, r"Bytes: missing.*; bytes: not expected"),
     ],
-    ids=["dtype", "shape"],
+    ids=["dtype", "wider", "shape", "rank", "more", "less", "name"],
 )
-def test_other_arrays_than_expected_are_refused(opened, change, words):
+def test_other_arrays_than_expected_are_no_damage(opened, tmp_path, change, words):
     one = opened()
-    save(one, {3: None})
-    with pytest.raises((CheckpointError, ValueError), match=words):
-        one.restore(3, {**tree(), "bytes": change(tree())})
+    save(one, {2: None, 3: None})
+    for read in (one.restore, lambda step, like: one.newest(like, tell=silent)):
+        with pytest.raises(CheckpointError, match=rf"checkpoint 3 does not fit this run.*{words}") as caught:
+            read(3, change(tree()))
+        assert not isinstance(caught.value, DamagedError)
+    assert steps_in(tmp_path) == [2, 3]
+    assert_same(one.restore(3, tree()), tree(3))
 
 
-@pytest.fixture
-def abandoned():
-    """Collects what Orbax leaves behind when a restore fails in the middle: it complains of it at an end of its own."""
-    yield
-    gc.collect()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("abandoned")
-@pytest.mark.parametrize(
-    "name", ["metadata/metadata", "state/_METADATA", "state/manifest.ocdbt", "metadata", "state"], ids=str
-)
-def test_a_damaged_checkpoint_is_named(opened, tmp_path, name):
+def test_float64_without_x64_is_refused_in_words(opened):
     one = opened()
-    save(one, {3: None})
-    one.close()
-    path = tmp_path / "checkpoints" / "3" / name
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.write_bytes(path.read_bytes()[:5])
-    with pytest.raises(CheckpointError, match=r"checkpoints/3 is damaged .*: delete it") as caught:
-        opened().restore(3, tree())
-    assert "\n" not in str(caught.value)
+    one.save(1, {"a": np.zeros(3)}, {})
+    with pytest.raises(CheckpointError, match="float64 arrays were saved, and JAX makes float32 of them: set jax_en"):
+        one.restore(1, {"a": np.zeros(3)})
+    assert one.latest_step() == 1
+
+
+def test_a_reader_changes_nothing_beside_a_writer(opened, tmp_path):
+    writer = opened()
+    save(writer, {3: 1.0})
+    left = tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp" / "state"
+    left.mkdir(parents=True)
+    (tmp_path / "checkpoints" / "8").mkdir()
+    reader = opened(read_only=True)
+    assert (reader.latest_step(), reader.best_step()) == (3, 3)
+    assert left.exists()
+    save(writer, {4: 0.5})
+    assert reader.newest(tree(), tell=silent).step == 4
+    path = tmp_path / "checkpoints" / "4" / "metadata" / "metadata"
+    path.write_bytes(path.read_bytes()[:-1])
+    told = []
+    assert reader.newest(tree(), tell=told.append).step == 3
+    assert len(told) == 1
+    assert told[0].endswith("passed over")
+    assert path.exists()
