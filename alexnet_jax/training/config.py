@@ -14,82 +14,57 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import config_dict
 
-from alexnet_jax.models import INIT_SCHEMES, ModelSpec, get_spec, list_models, with_init
-from alexnet_jax.models.spec import ACTIVATIONS
-
-
-class ConfigError(ValueError):
-    """A configuration that can't be run; the message is one line, for the person who typed it."""
-
-
-def _key(
-    default: Any,
-    meaning: str,
-    *,
-    unit: str = "",
-    allowed: str = "",
-    check: Callable[[Any], bool] = lambda value: True,
-    may_change: bool = False,
-) -> Any:
-    """A key of the schema. `may_change`: a resumed run may have another value."""
-    about = {"meaning": meaning, "unit": unit, "allowed": allowed, "check": check, "may_change": may_change}
-    return dataclasses.field(default=default, metadata=about)
-
-
-def _one_of(default: Any, options: tuple[str, ...], meaning: str, **more: Any) -> Any:
-    return _key(default, meaning, allowed="one of " + ", ".join(options), check=lambda value: value in options, **more)
-
-
-def _positive(default: Any, meaning: str, **more: Any) -> Any:
-    return _key(default, meaning, allowed="at least 1", check=lambda value: value >= 1, **more)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The network: a named variant, and what differs from it."""
-
-    name: str = _one_of("paper", tuple(list_models()), "the variant to start from")
-    width: float = _key(
-        0.5,
-        "share of the variant's kernels, rounded to a multiple of its groups",
-        allowed="more than 0",
-        check=lambda value: value > 0,
-    )
-    hidden_width: float = _key(
-        0.25,
-        "share of the variant's hidden fully connected units, rounded likewise",
-        allowed="more than 0",
-        check=lambda value: value > 0,
-    )
-    activation: str | None = _one_of(None, ACTIVATIONS, "non-linearity; None: the variant's")
-    lrn: bool = _key(True, "keep the variant's response norms, across and within maps; False leaves them out")
-    groups: int | None = _positive(None, "groups of the grouped layers and norms; None: the variant's")
-    dropout: float | None = _key(
-        None,
-        "probability of dropping in the hidden fully connected layers; None: the variant's",
-        allowed="from 0 to less than 1",
-        check=lambda value: 0 <= value < 1,
-    )
-    init: str | None = _one_of("source2012", INIT_SCHEMES, "initialisation; None: the variant's")
+from alexnet_jax.data.views import COLOUR_NOISES
+from alexnet_jax.models import ModelSpec, get_spec
+from alexnet_jax.training.model_config import ModelConfig, changed
+from alexnet_jax.training.optimizer_config import OptimizerConfig
+from alexnet_jax.training.schema import ConfigError
+from alexnet_jax.training.schema import key as _key
+from alexnet_jax.training.schema import one_of as _one_of
+from alexnet_jax.training.schema import positive as _positive
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The images."""
 
-    source: str = _key("digits", "'digits' (embedded), or the folder of a prepared data set", may_change=True)
+    source: str = _key(
+        "digits",
+        "'digits' (embedded), folder:DIR, imagenet:DIR, cifar10:DIR, tfds:NAME, or the folder of a prepared data set",
+        may_change=True,
+    )
     image_size: int | None = _positive(72, "side of the prepared images; None: the variant's", unit="pixels")
     crop_size: int | None = _positive(
         64, "side of the crops that the network takes; None: the variant's", unit="pixels"
     )
     flip: bool = _key(False, "mirror half of the training images")
+    colour_noise: str | None = _one_of(
+        None,
+        COLOUR_NOISES,
+        "noise along the training pixels' principal colours, a draw an image: the paper's, or the 2012 source's, "
+        "which also divides the input by 1.1; None: none",
+    )
+    shared_draw: int = _positive(
+        1, "consecutive images of a batch that share a crop and a flip; 32 in the 2012 source", unit="images"
+    )
     last_batch: str = _one_of(
         "drop", ("drop", "keep"), "an epoch's incomplete last batch: left out, or a step of its own size"
+    )
+    val_fraction: float | None = _key(
+        None,
+        "share of the training images to validate on, for a source without validation images",
+        allowed="between 0 and 1",
+        check=lambda value: 0 < value < 1,
+    )
+    on_device: bool | None = _key(
+        None,
+        "keep the training images in the device's memory; None: on a GPU, if they take at most a sixteenth of it",
+        may_change=True,
     )
     cache_dir: str | None = _key(
         None, "where prepared data is kept; None: alexnet-jax in the user's cache folder", may_change=True
@@ -97,34 +72,16 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """The update rule v ← momentum·v − weight_decay·ε·w − ε·g, w ← w + v (Krizhevsky et al. 2012, section 5)."""
-
-    learning_rate: float = _key(0.01, "ε at the start", allowed="at least 0", check=lambda value: value >= 0)
-    momentum: float = _key(
-        0.9,
-        "share of the last update that is kept",
-        allowed="from 0 to less than 1",
-        check=lambda value: 0 <= value < 1,
-    )
-    weight_decay: float = _key(5e-4, "weight decay", allowed="at least 0", check=lambda value: value >= 0)
-    drop_epochs: tuple[int, ...] = _key(
-        (20, 26),
-        "epochs at whose start ε is multiplied by drop_factor",
-        allowed="rising positive numbers",
-        check=lambda value: all(a < b for a, b in zip((0, *value), value, strict=False)),
-    )
-    drop_factor: float = _key(0.1, "factor of ε at each drop", allowed="more than 0", check=lambda value: value > 0)
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """A run."""
 
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = DataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     batch_size: int = _positive(32, "images a training step", unit="images")
+    accumulate_steps: int = _positive(
+        1, "parts in which a step takes its batch, one after the other: the same numbers in less memory", unit="parts"
+    )
     num_epochs: int = _positive(30, "passes through the training images", unit="epochs", may_change=True)
     num_steps: int | None = _positive(None, "training steps; wins over num_epochs", unit="steps", may_change=True)
     seed: int = _key(
@@ -150,6 +107,27 @@ class Config:
         check=lambda value: value > 0,
         may_change=True,
     )
+    checkpoint_every_steps: int | None = _positive(
+        None, "a checkpoint is also written every so many steps", unit="steps", may_change=True
+    )
+    deterministic: bool | None = _key(
+        None,
+        "the same bits from every run on the same device; None: as the device likes, which is True on a CPU. On a GPU "
+        "True has XLA use deterministic operations, which may be slower",
+        may_change=True,
+    )
+    compilation_cache: bool = _key(
+        True,
+        "keep compiled programs in the user's cache folder, so that a restart need not compile again",
+        may_change=True,
+    )
+    init_from: str | None = _key(
+        None,
+        "a workdir, or a checkpoint in one, whose network a new run's layers start from where they are the same; the "
+        "head only where the classes are too; None: all layers start afresh",
+        may_change=True,
+    )
+    init_skip: str = _key("", "layers that start afresh under init_from, such as 'fc8' or 'fc7,fc8'")
     require_gpu: bool = _key(False, "refuse to train without a GPU", may_change=True)
 
 
@@ -293,9 +271,22 @@ def _checked(name: str, value: Any, wanted: Any, about: Any) -> Any:
     return value
 
 
+# Runs from before a key did what the key's value here says.
+_EARLIER: dict[str, Any] = {
+    "data.colour_noise": None,
+    "data.shared_draw": 1,
+    "model.pool_window": None,
+    "model.padding": "",
+    "model.sixth_conv": False,
+    "optimizer.drop_steps": [],
+    "init_skip": "",
+}
+
+
 def differences(config: Config, earlier: dict[str, Any]) -> list[str]:
     """What keeps a run with `earlier` (its `config.json`) from going on with this one: a line a key."""
     now, then = _flat(to_dict(config)), _flat(earlier)
+    then = _EARLIER | then
     fixed = [key.name for key in keys() if not key.may_change]
     return [
         f"config.{name}: {then.get(name)!r} before, {now[name]!r} now" for name in fixed if now[name] != then.get(name)
@@ -327,36 +318,9 @@ def model_spec(config: Config) -> ModelSpec:
             "a crop must fit into the prepared images"
         )
     spec = dataclasses.replace(spec, input=dataclasses.replace(spec.input, size=crop, resize=size))
-    if choice.groups is not None:
-        if spec.groups == 1 and choice.groups > 1:
-            raise ConfigError(f"config.model.groups={choice.groups}: {spec.name} has no grouped layers to change")
-        spec = spec.with_groups(choice.groups)
-    spec = _with_width(spec, choice.width, choice.hidden_width)
-    if choice.activation is not None:
-        spec = dataclasses.replace(spec, activation=choice.activation)
-    if not choice.lrn:
-        spec = spec.with_convs(norm=None, map_norm=None)
-    if choice.dropout is not None:
-        if not spec.dense:
-            raise ConfigError(f"config.model.dropout={choice.dropout}: {spec.name} has no hidden layers to drop from")
-        spec = spec.with_dense(dropout=choice.dropout)
-    if choice.init is not None:
-        spec = with_init(spec, choice.init)
+    spec = changed(spec, choice)
     try:
         spec.walk(1)
     except ValueError as error:
         raise ConfigError(f"config.model and config.data.crop_size={crop} do not fit together: {error}") from None
     return spec
-
-
-def _with_width(spec: ModelSpec, kernels: float, hidden: float) -> ModelSpec:
-    """Shares of the layers' kernels and units, in multiples of the spec's groups."""
-
-    def scaled(features: int, share: float) -> int:
-        return features if share == 1 else max(1, round(features * share / spec.groups)) * spec.groups
-
-    return dataclasses.replace(
-        spec,
-        convs=tuple(dataclasses.replace(conv, features=scaled(conv.features, kernels)) for conv in spec.convs),
-        dense=tuple(dataclasses.replace(layer, features=scaled(layer.features, hidden)) for layer in spec.dense),
-    )

@@ -1,14 +1,89 @@
-"""Which devices a run finds, and whether they are the ones that its owner expects."""
+"""Which devices a run finds, whether they are the ones that its owner expects, and how JAX is set for them."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
+import os
 import pathlib
+import platform
 import sys
+from collections.abc import Iterator
 
 import jax
 
-from alexnet_jax.training.config import ConfigError
+from alexnet_jax.training.config import Config, ConfigError
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops"
+
+
+def set_deterministic(wanted: bool | None) -> None:
+    """Asks XLA for deterministic operations on a GPU; before JAX starts its devices, as XLA reads its flags once.
+
+    On a CPU they are deterministic anyway, so None (leave it to the device) is what it says.
+
+    Raises:
+      ConfigError: they are wanted, and JAX has started a GPU without them.
+    """
+    from jax._src import xla_bridge  # there is no public name for it
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    there = [flag for flag in flags.split() if flag.split("=")[0] == DETERMINISTIC]
+    if not wanted or (there and there[-1] in (DETERMINISTIC, f"{DETERMINISTIC}=true")):
+        return
+    if xla_bridge.backends_are_initialized():
+        if jax.default_backend() == "gpu":
+            raise ConfigError(
+                "config.deterministic=True comes too late: JAX has started its GPU in this process. Use train.py, or "
+                f'set XLA_FLAGS="{DETERMINISTIC}=true" before JAX is first used'
+            )
+        return
+    os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}=true".strip()
+
+
+def is_deterministic(wanted: bool | None) -> bool:
+    """Whether the same run gives the same bits again on this device: always on a CPU, on a GPU if asked for."""
+    return bool(wanted) or jax.default_backend() == "cpu"
+
+
+@contextlib.contextmanager
+def compilation_cache(config: Config) -> Iterator[None]:
+    """JAX's cache of compiled programs in the user's cache folder, for the time of the run only.
+
+    A folder that JAX is set to already (JAX_COMPILATION_CACHE_DIR) stays the one. The cache of one
+    processor is no good for another, so each kind has a folder of its own.
+    """
+    from jax.experimental.compilation_cache import compilation_cache as cache
+
+    if config.compilation_cache and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        yield
+        return
+    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet-jax" / "compiled"
+    folder = root / hashlib.sha256(_processor().encode()).hexdigest()[:12]
+    wanted = (
+        {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.2}
+        if config.compilation_cache
+        else {"jax_enable_compilation_cache": False}
+    )
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    cache.reset_cache()  # JAX asks once whether there is one
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        cache.reset_cache()
+
+
+def _processor() -> str:
+    """The CPU and its instructions, in words."""
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    return f"{platform.machine()} {platform.processor()}"
 
 
 def nvidia_gpus() -> list[str]:

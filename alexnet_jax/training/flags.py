@@ -25,8 +25,9 @@ machine. The same command again resumes the run in its workdir; a finished run s
   --config.KEY=VALUE  changes one key, see below
   --workdir=DIR       where the run is written (default: runs/<name of the config>)
 
-Exit codes: 0 finished; 1 the run has diverged; 2 the command line, configuration or data can't be used;
-130 and 143 stopped by SIGINT or SIGTERM, the same command resumes.
+Exit codes: 0 finished; 1 it can't go on (diverged, out of memory, disk full); 2 the command line,
+configuration, data or workdir can't be used; 130 stopped by SIGINT; 143 stopped by SIGTERM: a batch
+system should start the same command again, it resumes.
 
 Keys, with their values in the default run:
 """
@@ -100,7 +101,7 @@ def _one_line(error: Exception) -> str:
     text = str(error)
     if "Traceback (most recent call last)" in text:  # absl puts a config file's traceback into its message
         text = text.strip().splitlines()[-1]
-    return " ".join(text.split())
+    return " ".join(text.split()).removeprefix(f"{ConfigError.__module__}.{ConfigError.__name__}: ")
 
 
 def _explained(message: str) -> str:

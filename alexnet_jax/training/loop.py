@@ -8,25 +8,35 @@ import json
 import math
 import pathlib
 import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from alexnet_jax import evaluation, figures
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.data.prepared import DataError
 from alexnet_jax.training import devices, progress
 from alexnet_jax.training.config import Config, to_dict
-from alexnet_jax.training.metrics import MetricsLog, read, write_atomically
-from alexnet_jax.training.setup import Run, check_earlier, check_workdir, describe, precision, set_up, writing
+from alexnet_jax.training.metrics import MetricsLog, write_atomically
+from alexnet_jax.training.result import earlier_result, finish, git_state, print_end
+from alexnet_jax.training.saving import Progress, Saver
+from alexnet_jax.training.setup import Interrupted, Run, check_workdir, describe, has_checkpoint, precision, set_up
+from alexnet_jax.training.signals import Stop, Stopped
 from alexnet_jax.training.step import TrainState
+from alexnet_jax.training.trouble import (
+    NothingSaved,
+    first_bad,
+    memory_in_words,
+    report_divergence,
+    stalled,
+)
+from alexnet_jax.training.watching import Watch
+from alexnet_jax.training.workdir import locked, writing
+
+EVALUATION_GRACE = 3.0  # seconds that an evaluation may still take after a signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +55,8 @@ class Outcome:
 def train(config: Config, workdir: pathlib.Path, *, console: Console | None = None) -> Outcome:
     """Trains until the configured end, or goes on with the run that is in `workdir`.
 
-    SIGINT and SIGTERM end the run after the step in progress, with a checkpoint; a
-    second SIGINT ends it at once.
+    SIGINT and SIGTERM end the run after the step in progress, with a checkpoint, or at
+    once where there is nothing new to save; a second SIGINT ends it at once.
 
     Args:
       config: the run.
@@ -54,120 +64,180 @@ def train(config: Config, workdir: pathlib.Path, *, console: Console | None = No
       console: where to print; the terminal by default.
 
     Raises:
-      ConfigError: the configuration can't be run, here or in this workdir.
+      ConfigError: the configuration can't be run, here or in this workdir, or another process uses it.
       DataError: the data can't be trained on.
-      Diverged: the loss is no number any more; the last good checkpoint stays.
+      CheckpointError: the checkpoint to go on from can't be used.
+      RunError: it can't go on: `Diverged`, `OutOfMemory`, `NothingSaved` (a full disk).
     """
     console = console or Console(highlight=False, soft_wrap=True, markup=False)
     began = time.perf_counter()
+    devices.set_deterministic(config.deterministic)
     warning = devices.check_gpu(config.require_gpu)
     check_workdir(config, workdir)
-    with precision(config), _stop_signals() as stop:
-        run = set_up(config)
-        with writing(workdir):
-            (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        checkpoints = Checkpoints(workdir / "checkpoints")
+    with (
+        Stop().listening() as stop,
+        locked(workdir),
+        memory_in_words(config),
+        precision(config),
+        devices.compilation_cache(config),
+    ):
         try:
-            state = _restored(run, checkpoints, workdir)
+            return _train(config, workdir, console, stop, began, warning)
+        except Stopped:
+            console.print("The same command goes on from the last checkpoint.", markup=False)
+            return Outcome(None, stop.signal)
+
+
+def _train(
+    config: Config, workdir: pathlib.Path, console: Console, stop: Stop, began: float, warning: str | None
+) -> Outcome:
+    git = git_state()
+    with progress.Counter("images prepared", console=console) as counter:
+        run = set_up(config, progress=counter, resumes=has_checkpoint(workdir))
+    with writing(workdir):
+        (workdir / "checkpoints").mkdir(exist_ok=True)
+        if not (workdir / "data_preview.png").exists():
+            figures.data_preview(run.data, run.spec.input, run.augmentation, workdir / "data_preview.png")
+        checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        saver = Saver(run, checkpoints, workdir, lambda text: console.print(text, markup=False))
+        state, history = saver.restored()
+        first_step = int(state.step)
+        with writing(workdir):
+            write_atomically(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+        _print_beginning(console, run, workdir, first_step, warning)
+        if first_step < run.num_steps or history.unevaluated:
             with writing(workdir):
-                write_atomically(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
-            first_step = int(state.step)
-            _print_beginning(console, run, workdir, first_step, warning)
-            if first_step < run.num_steps:
-                (workdir / "result.json").unlink(missing_ok=True)
-                state = _Loop(run, workdir, checkpoints, console, stop).steps(state)
-            elif (result := _earlier_result(workdir)) is not None:
-                console.print("This run is finished: nothing was trained.")
-                _print_end(console, result, workdir)
-                return Outcome(result)
-            if stop:
-                console.print(
-                    f"Stopped by {stop[0].name} after step {int(state.step):,}; a checkpoint is in "
-                    f"{workdir / 'checkpoints'}. The same command resumes.",
-                    markup=False,
-                )
-                return Outcome(None, stop[0])
-            result = _finish(run, checkpoints, workdir, int(state.step), time.perf_counter() - began)
-            _print_end(console, result, workdir)
+                for name in ("result.json", "diverged.json"):
+                    (workdir / name).unlink(missing_ok=True)
+            state = _Loop(run, workdir, saver, console, stop, history).steps(state)
+        elif (result := earlier_result(workdir)) is not None:
+            console.print("This run is finished: nothing was trained.")
+            print_end(console, result, workdir)
             return Outcome(result)
-        finally:
+        if stop.signal is not None:
+            console.print(
+                f"Stopped by {stop.signal.name} after step {int(state.step):,}; a checkpoint is in "
+                f"{workdir / 'checkpoints'}. The same command resumes.",
+                markup=False,
+            )
+            return Outcome(None, stop.signal)
+        seconds = time.perf_counter() - began
+        result = finish(run, saver, workdir, int(state.step), seconds=seconds, git=git)
+        print_end(console, result, workdir)
+        return Outcome(result)
+    finally:
+        with contextlib.suppress(Exception):  # told by the saver
             checkpoints.close()
-
-
-class Diverged(RuntimeError):
-    """The loss is no number any more; the message says what to try."""
 
 
 class _Loop:
     """The steps of one process: reads metrics a step late, so that the device never waits for Python."""
 
-    def __init__(
-        self, run: Run, workdir: pathlib.Path, checkpoints: Checkpoints, console: Console, stop: list[signal.Signals]
-    ):
-        self._run, self._workdir, self._checkpoints = run, workdir, checkpoints
-        self._console, self._stop = console, stop
-        self._pending: list[dict[str, jax.Array]] = []
-        self._val_error: float | None = None
+    def __init__(self, run: Run, workdir: pathlib.Path, saver: Saver, console: Console, stop: Stop, history: Progress):
+        self._run, self._workdir, self._saver = run, workdir, saver
+        self._console, self._stop, self._history = console, stop, history
+        self._pending: list[dict[str, Any]] = list(history.pending)  # of the steps since the last line
+        self._shown: dict[str, Any] = {}
+        self._score: tuple[int, float | None] = (-1, None)  # of the last evaluation's step
         self._clock = _Clock()
 
     def steps(self, state: TrainState) -> TrainState:
-        """Trains up to the last step, or until a stop signal; the last state is in a checkpoint."""
-        run, config = self._run, self._run.config
+        """Trains up to the last step, or until a stop signal; the last state is in a checkpoint then."""
         first_step = int(state.step)
-        self._log = MetricsLog(self._workdir / "metrics.jsonl", up_to_step=first_step)
-        self._reporter = progress.Reporter(run.num_steps, first_step=first_step, console=self._console)
-        saved, saved_at = first_step, time.monotonic()
-        every = config.eval_every_epochs * run.steps_per_epoch
+        self._reporter = progress.Reporter(self._run.num_steps, first_step=first_step, console=self._console)
+        tell, self._saver.tell = self._saver.tell, self._reporter.line
         try:
-            batches = run.batches(first_step)
-            for step in range(first_step + 1, run.num_steps + 1):
-                with self._clock.waiting():
-                    batch = next(batches)
-                state, metrics = run.train_step(state, run.mean_image, *batch)
-                self._pending.append(metrics)
-                if len(self._pending) > 1:
-                    jax.block_until_ready(self._pending[-2])
-                self._clock.count(len(batch.labels))
-                evaluate = step % every == 0 or step == run.num_steps
-                report = step % config.log_every_steps == 0 or evaluate
-                if step == first_step + 1 and not report:  # leaves the compilation out of the speed
-                    jax.block_until_ready(metrics)
-                    self._clock.restart()
-                if report:
-                    self._report(step)
-                if evaluate:
-                    score = self._evaluate(state, step)
-                    self._save(state, step, score)
-                    saved, saved_at = step, time.monotonic()
-                elif time.monotonic() - saved_at > config.checkpoint_every_seconds:
-                    self._save(state, step)
-                    saved, saved_at = step, time.monotonic()
-                if self._stop:
-                    if saved != step:
-                        self._save(state, step)
-                    break
+            with writing(self._workdir):
+                path = self._workdir / "metrics.jsonl"
+                self._log = MetricsLog(path, up_to_step=first_step, tell=self._reporter.line)
+            self._watch = Watch(self._run, self._workdir, first_step, self._reporter.line)
+            try:
+                state = self._steps(state, first_step)
+            finally:
+                self._watch.close(patience=2 if self._stop else 60)
         finally:
             self._reporter.close()
+            self._saver.tell = tell
         return state
 
-    def _report(self, step: int) -> None:
+    def _steps(self, state: TrainState, first_step: int) -> TrainState:
+        run, config = self._run, self._run.config
+        self._saved_step, self._saved_at = first_step, time.monotonic()
+        every = config.eval_every_epochs * run.steps_per_epoch
+        if self._history.unevaluated:
+            state = self._evaluate(state, first_step, interruptible=False)
+        run.compile_ahead(state)
+        batches = run.batches(first_step)
+        for step in range(first_step + 1, run.num_steps + 1):
+            with self._clock.waiting():
+                batch = next(batches)
+            state, metrics = run.train_step(state, run.mean_image, *batch)
+            self._pending.append(metrics)
+            if len(self._pending) > 1:
+                jax.block_until_ready(self._pending[-2])
+            self._clock.count(len(batch.labels))
+            if step == first_step + 1:  # leaves the compilation out of the speed
+                jax.block_until_ready(metrics)
+                self._stop.at_once = False
+                self._clock.first_is_done()
+            evaluate = step % every == 0 or step == run.num_steps
+            if step % config.log_every_steps == 0 or evaluate:
+                self._report(state, step)
+            if evaluate:
+                try:
+                    state = self._evaluate(state, step)
+                except Interrupted:
+                    self._history.unevaluated = True
+                    self._save(state, step)
+            elif self._checkpoint_due(step):
+                self._save(state, step)
+            if self._stop:
+                break
+        self._end(state, int(state.step))
+        return state
+
+    def _checkpoint_due(self, step: int) -> bool:
+        config = self._run.config
+        steps = config.checkpoint_every_steps
+        late = time.monotonic() - self._saved_at > config.checkpoint_every_seconds
+        return late or (steps is not None and step % steps == 0)
+
+    def _end(self, state: TrainState, step: int) -> None:
+        """Has the last state on disk; from then on a signal has nothing to wait for."""
+        if self._saved_step != step or not self._saver.wait():
+            self._save(state, step)
+        if self._saved_step != step or not self._saver.wait():
+            raise NothingSaved(
+                f"step {step:,} could not be saved in {self._workdir}, and {self._saver.last()}: make room, and "
+                "the same command goes on from there"
+            )
+        self._stop.at_once = True
+
+    def _report(self, state: TrainState, step: int) -> None:
         """Writes the training metrics since the last report."""
         run = self._run
-        metrics = jax.device_get(self._pending)
-        self._pending = []
-        speed, wait, seconds_a_step = self._clock.read(len(metrics))
+        metrics, self._pending = jax.device_get(self._pending), []
+        speed, wait, seconds_left = self._clock.read(run, step)
         epoch = step / run.steps_per_epoch
         found = evaluation.errors(metrics, run.num_classes)
-        self._log.write(
-            step=step,
-            epoch=round(epoch, 4),
-            split="train",
+        line = {
+            "step": step,
+            "epoch": round(epoch, 4),
+            "split": "train",
             **found,
-            learning_rate=float(metrics[-1]["learning_rate"]),
-            images_per_second=round(speed, 1),
-            data_wait_fraction=round(wait, 4),
-        )
-        self._check(found["loss"], "training", step)
+            "learning_rate": float(metrics[-1]["learning_rate"]),
+            "images_per_second": round(speed, 1),
+            "data_wait_fraction": round(wait, 4),
+        }
+        self._log.write(**line)
+        self._watch.line(line)
+        if (place := first_bad(metrics)) is not None:
+            bad = {name: metrics[place][name] for name in ("loss", "learning_rate")}
+            bad["loss"] = bad["loss"] / metrics[place]["count"]
+            self._diverged(state, "training", step - len(metrics) + 1 + place, bad)
+        if (warning := stalled(self._history, found["loss"], len(metrics), step, run)) is not None:
+            self._reporter.line(warning)
         self._shown = {
             "epoch": epoch,
             "epochs": round(run.num_steps / run.steps_per_epoch, 1),
@@ -175,54 +245,106 @@ class _Loop:
             "steps": run.num_steps,
             "loss": found["loss"],
             "top1_error": found["top1_error"],
+            "learning_rate": line["learning_rate"],
             "images_per_second": speed,
-            "seconds_left": (run.num_steps - step) * seconds_a_step,
+            "data_wait_fraction": wait,
+            "seconds_left": seconds_left,
         }
-        self._reporter.step(step, progress.training_line(**self._shown, val_error=self._val_error))
+        self._reporter.step(step, progress.training_line(**self._shown, val_error=self._history.val_error))
 
-    def _evaluate(self, state: TrainState, step: int) -> float:
-        """Evaluates on the validation images; returns the score that the best checkpoint has lowest."""
-        with self._clock.paused():
-            found = self._run.evaluate(state.params, "val")
-        self._log.write(step=step, epoch=round(step / self._run.steps_per_epoch, 4), split="val", **found)
-        self._check(found["loss"], "validation", step)
-        self._val_error = found["top1_error"]
-        self._reporter.line(progress.training_line(**self._shown, val_error=self._val_error))
-        return found["top1_error"] + 1e-6 * found["loss"]  # the loss decides between equal errors
+    def _evaluate(self, state: TrainState, step: int, *, interruptible: bool = True) -> TrainState:
+        """Evaluates on the validation images, and saves; the state after the schedule has seen the error.
 
-    def _check(self, loss: float, what: str, step: int) -> None:
-        if not math.isfinite(loss):
-            last = self._checkpoints.latest_step()
-            kept = "there is no checkpoint yet" if last is None else f"the checkpoint of step {last:,} is kept"
-            raise Diverged(
-                f"the {what} loss is {loss} at step {step:,}: the run has diverged, and {kept}. In a new workdir, try "
-                f"a lower config.optimizer.learning_rate (now {self._run.config.optimizer.learning_rate:g}) or another "
-                "config.model.init"
+        Raises:
+          Interrupted: a signal came, and there is no time to come to the end; nothing has changed.
+        """
+        with self._clock.evaluating():
+            found = self._run.evaluate(
+                state.params,
+                "val",
+                interrupted=lambda: interruptible and bool(self._stop) and self._stop.seconds() > EVALUATION_GRACE,
             )
+        line = {"step": step, "epoch": round(step / self._run.steps_per_epoch, 4), "split": "val", **found}
+        self._log.write(**line)
+        self._watch.line(line)
+        if not math.isfinite(found["loss"]):
+            self._diverged(state, "validation", step, {"loss": found["loss"]})
+        self._history.val_error, self._history.unevaluated = found["top1_error"], False
+        if self._shown:
+            self._reporter.line(progress.training_line(**self._shown, val_error=found["top1_error"]))
+        # A run's last step may not be one of the schedule's: a longer run would not see it.
+        if step % (self._run.config.eval_every_epochs * self._run.steps_per_epoch) == 0:
+            state = dataclasses.replace(
+                state, schedule=self._run.schedule.observed(state.schedule, found["top1_error"])
+            )
+        # The loss decides between equal errors.
+        self._score = (step, found["top1_error"] + 1e-6 * found["loss"])
+        self._save(state, step)
+        self._watch.evaluated(step, state.params)
+        return state
 
-    def _save(self, state: TrainState, step: int, score: float | None = None) -> None:
+    def _diverged(self, state: TrainState, what: str, step: int, metrics: dict[str, Any]) -> None:
+        raise report_divergence(
+            self._run,
+            self._workdir,
+            self._saver,
+            state,
+            what=what,
+            step=step,
+            reached=int(state.step),
+            metrics=metrics,
+        )
+
+    def _save(self, state: TrainState, step: int) -> None:
+        """Begins to write a checkpoint, unless the lines of metrics that belong before it can't be written.
+
+        Raises:
+          Diverged: the state is no good any more.
+        """
         with self._clock.paused():
-            self._checkpoints.save(step, _tree(self._run, state), self._run.metadata(), score=score)
+            self._stop.at_once = False
+            self._saved_step, self._saved_at = -1, time.monotonic()
+            self._pending = jax.device_get(self._pending)
+            place = first_bad(self._pending)
+            if place is not None:
+                bad = self._pending[place]
+                at = step - len(self._pending) + 1 + place
+                self._diverged(state, "training", at, {"loss": bad["loss"] / bad["count"]})
+            if not self._saver.is_finite(state):
+                self._diverged(state, "parameters", step, {})
+            if not self._log.settled():
+                return
+            self._history.pending = self._pending
+            score = self._score[1] if self._score[0] == step else None
+            if self._saver.save(state, step, self._history, score):
+                self._saved_step = step
 
 
 class _Clock:
-    """Images a second and the share of waiting for data, evaluations and checkpoints left out."""
+    """Images a second, the share of waiting for data, and the time left; checkpoints and the like left out."""
 
     def __init__(self) -> None:
         self._seconds_a_step: float | None = None
-        self.restart()
+        self._evaluation: float | None = None
+        self._restart()
 
-    def restart(self) -> None:
-        """Begins a new measurement."""
-        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+    def _restart(self) -> None:
+        self._began, self._waited, self._images, self._steps = time.perf_counter(), 0.0, 0, 0
+        self._compiling = False
 
     def count(self, images: int) -> None:
         """Adds a step's images."""
-        self._images += images
+        self._images, self._steps = self._images + images, self._steps + 1
+
+    def first_is_done(self) -> None:
+        """The steps after the first are measured; a reading before the next one shows the first's."""
+        self._compiling = True
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Counts as waiting for data."""
+        if self._compiling:
+            self._restart()
         began = time.perf_counter()
         yield
         self._waited += time.perf_counter() - began
@@ -234,95 +356,27 @@ class _Clock:
         yield
         self._began += time.perf_counter() - began
 
-    def read(self, steps: int) -> tuple[float, float, float]:
-        """Images a second, share of waiting, and seconds a step (smoothed) since the last reading."""
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Does not count into the speed, but into the time left."""
+        began = time.perf_counter()
+        with self.paused():
+            yield
+        self._evaluation = time.perf_counter() - began
+
+    def read(self, run: Run, step: int) -> tuple[float, float, float | None]:
+        """Images a second and share of waiting since the last reading; seconds left, None before that is known."""
         seconds = max(time.perf_counter() - self._began, 1e-9)
         speed, wait = self._images / seconds, self._waited / seconds
-        last = self._seconds_a_step
-        self._seconds_a_step = seconds / steps if last is None else 0.7 * last + 0.3 * seconds / steps
-        self.restart()
-        return speed, wait, self._seconds_a_step
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM in the list it gives; a second SIGINT raises KeyboardInterrupt."""
-    stop: list[signal.Signals] = []
-
-    def handle(number: int, _frame: Any) -> None:
-        if stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.append(signal.Signals(number))
-        again = " (again: at once, without a checkpoint)" if number == signal.SIGINT else ""
-        print(f"\n{stop[0].name}: stopping after the step in progress{again}", file=sys.stderr)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _tree(run: Run, state: TrainState) -> dict[str, Any]:
-    return {"state": {name: getattr(state, name) for name in state.__annotations__}, "mean_image": run.mean_image}
-
-
-def _restored(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, step: int | None = None) -> TrainState:
-    """The state of a checkpoint (the latest by default), or the initial one if there is none."""
-    step = checkpoints.latest_step() if step is None else step
-    if step is None:
-        return run.initial
-    metadata = checkpoints.metadata(step)
-    check_earlier(run.config, metadata.get("config"), workdir)
-    if metadata.get("data") != run.data.fingerprint:
-        raise DataError(
-            f"{run.data.directory} is not the data that the run in {workdir} began with (other checksums): "
-            "give it that data again, or take another --workdir"
-        )
-    return TrainState(**checkpoints.restore(step, _tree(run, run.initial))["state"])
-
-
-def _earlier_result(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """What `result.json` holds; None if there is none, or a damaged one: the end is then run again."""
-    try:
-        return json.loads((workdir / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _finish(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, steps: int, seconds: float) -> dict[str, Any]:
-    """Evaluates the best checkpoint on the test images, once; draws the pictures; writes `result.json`."""
-    checkpoints.wait()
-    best = checkpoints.best_step()
-    params = _restored(run, checkpoints, workdir, best).params
-    metrics = read(workdir / "metrics.jsonl")
-    split = "test" if "test" in run.data.splits else "val"
-    found = run.evaluate(params, split)
-    figures.learning_curves(metrics, workdir / "learning_curves.png")
-    kernel = np.asarray(params["conv1"]["kernel"], np.float32)
-    if run.spec.input.channel_order == "bgr":
-        kernel = kernel[:, :, ::-1]
-    figures.first_layer_kernels(kernel, run.spec.groups, workdir / "conv1_kernels.png")
-    result = {
-        "split": split,
-        **found,
-        "best_step": best,
-        "best_val_top1_error": next(
-            (line["top1_error"] for line in metrics if line["split"] == "val" and line["step"] == best), None
-        ),
-        "steps": steps,
-        "epochs": round(steps / run.steps_per_epoch, 2),
-        "seconds": round(seconds, 1),
-        "peak_memory_mib": round(devices.peak_memory_mib()),
-        "device": devices.describe(),
-        "versions": {name: version(name) for name in ("alexnet-jax", "jax", "flax", "optax")},
-    }
-    write_atomically(workdir / "result.json", json.dumps(result, indent=1) + "\n")
-    return result
+        if not self._compiling:
+            last, now = self._seconds_a_step, seconds / max(self._steps, 1)
+            self._seconds_a_step = now if last is None else 0.7 * last + 0.3 * now
+        self._restart()
+        if self._seconds_a_step is None:
+            return speed, wait, None
+        every = run.config.eval_every_epochs * run.steps_per_epoch
+        evaluations = -(-run.num_steps // every) - step // every
+        return speed, wait, (run.num_steps - step) * self._seconds_a_step + evaluations * (self._evaluation or 0.0)
 
 
 def _print_beginning(console: Console, run: Run, workdir: pathlib.Path, first_step: int, warning: str | None) -> None:
@@ -334,14 +388,3 @@ def _print_beginning(console: Console, run: Run, workdir: pathlib.Path, first_st
     lines = [("program", versions), ("devices", devices.describe()), *describe(run)]
     for heading, words in [*lines, ("workdir", f"{workdir.absolute()} ({state})")]:
         console.print(f"{heading:<10} {words}", markup=False)
-
-
-def _print_end(console: Console, result: dict[str, Any], workdir: pathlib.Path) -> None:
-    top5 = "" if result["top5_error"] is None else f", top-5 error {result['top5_error']:.2f} %"
-    best = "" if result["best_step"] is None else f" (best checkpoint by validation: step {result['best_step']:,})"
-    lines = [
-        f"{result['split']} top-1 error {result['top1_error']:.2f} %{top5}{best}",
-        f"written to {workdir}: result.json, metrics.jsonl, checkpoints/, learning_curves.png, conv1_kernels.png",
-    ]
-    for line in lines:
-        console.print(line, markup=False)

@@ -11,15 +11,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alexnet_jax import evaluation, keys
 from alexnet_jax.data import loader
-from alexnet_jax.data.prepare import prepared
-from alexnet_jax.data.prepared import DataError, Prepared
+from alexnet_jax.data.cached import prepared
+from alexnet_jax.data.prepare import Progress
+from alexnet_jax.data.prepared import DataError, Prepared, Split, Statistics
+from alexnet_jax.data.views import Augmentation, colour_directions
 from alexnet_jax.models import ModelSpec, create_model
+from alexnet_jax.trained import PRECISIONS
 from alexnet_jax.training import optimizer as optimizers
 from alexnet_jax.training import step as steps
 from alexnet_jax.training.config import Config, ConfigError, differences, model_spec, to_dict
+from alexnet_jax.training.init_from import Start, start_from
+from alexnet_jax.training.schedules import Schedule, make_schedule
+
+
+class Interrupted(Exception):
+    """An evaluation was left before its end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +42,13 @@ class Run:
     steps_per_epoch: int
     num_steps: int
     mean_image: jax.Array
+    augmentation: Augmentation
+    train_split: Split
+    schedule: Schedule
     initial: steps.TrainState
     train_step: Callable[..., tuple[steps.TrainState, steps.Metrics]]
     evaluation_step: Callable[..., steps.Metrics]
+    loaded: tuple[tuple[str, str], ...] = ()  # what `describe` says of config.init_from
 
     @property
     def num_classes(self) -> int:
@@ -44,20 +58,51 @@ class Run:
     def batches(self, first_step: int) -> Iterator[loader.Batch]:
         """The training batches from a step on."""
         return loader.training_batches(
-            self.data.splits["train"],
+            self.train_split,
             self.config.batch_size,
             seed=self.config.seed,
             last_batch=self.config.data.last_batch,
             first_step=first_step,
             num_steps=self.num_steps,
+            place=loader.to_device,
         )
 
-    def evaluate(self, params: Any, split: str) -> dict[str, Any]:
-        """Loss and errors of parameters on every image of a split, centre crops."""
-        batches = loader.evaluation_batches(self.data.splits[split], self.config.batch_size)
-        return evaluation.evaluate(
-            lambda *batch: self.evaluation_step(params, self.mean_image, *batch), batches, self.num_classes
-        )
+    def evaluate(self, params: Any, split: str, *, interrupted: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """Loss and errors of parameters on every image of a split, centre crops.
+
+        Raises:
+          Interrupted: `interrupted` became true before the end.
+        """
+        batches = loader.evaluation_batches(self.data.splits[split], self.config.batch_size, place=loader.to_device)
+        before: steps.Metrics = {}
+
+        def step(*batch: Any) -> steps.Metrics:
+            nonlocal before
+            if interrupted():
+                raise Interrupted
+            found = self.evaluation_step(params, self.mean_image, *batch)
+            jax.block_until_ready(before)  # no further ahead, so that an interruption is noticed
+            before = found
+            return found
+
+        return evaluation.evaluate(step, batches, self.num_classes)
+
+    def compile_ahead(self, state: steps.TrainState) -> None:
+        """Compiles what the first step does not: the evaluation, and an epoch's incomplete last batch.
+
+        From then on no signal has to wait for a compilation with something unsaved.
+        """
+        split, size = self.train_split, self.config.batch_size
+
+        def batch(count: int) -> loader.Batch:
+            images = np.zeros((count, self.data.image_size, self.data.image_size, 3), np.uint8)
+            return loader.to_device(loader.Batch(images, np.zeros(count, split.labels.dtype), np.ones(count, bool)))
+
+        self.evaluation_step(state.params, self.mean_image, *batch(size))
+        rest = len(split) % size
+        if rest and self.config.data.last_batch == "keep":
+            copied = jax.tree.map(jnp.copy, state)  # a step takes over the state's memory
+            jax.block_until_ready(self.train_step(copied, self.mean_image, *batch(rest)))
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint says of itself, enough to predict on another machine."""
@@ -70,16 +115,30 @@ class Run:
         }
 
 
-def set_up(config: Config) -> Run:
+def set_up(config: Config, *, progress: Progress = lambda done, total, skipped: None, resumes: bool = False) -> Run:
     """Builds a run; nothing is compiled or trained yet.
+
+    Args:
+      config: the run.
+      resumes: it goes on from a checkpoint of its own, so config.init_from is not read again.
+      progress: called while a source is prepared into the cache, see `prepare`.
 
     Raises:
       ConfigError: values that do not fit together, or not to the data.
       DataError: data that can't be trained on.
+      CheckpointError: config.init_from has no network to start from.
     """
-    spec = model_spec(config)
+    _check_parts(config)
+    spec, augmentation = model_spec(config), _augmentation(config)
     cache = None if config.data.cache_dir is None else pathlib.Path(config.data.cache_dir)
-    data = prepared(config.data.source, size=spec.input.resize, rule=spec.input.resize_rule, cache_dir=cache)
+    data = prepared(
+        config.data.source,
+        size=spec.input.resize,
+        rule=spec.input.resize_rule,
+        val_fraction=config.data.val_fraction,
+        cache_dir=cache,
+        progress=progress,
+    )
     spec = _with_mean(spec, data)
     count = len(data.splits["train"])
     per_epoch = loader.steps_per_epoch(count, config.batch_size, config.data.last_batch)
@@ -95,21 +154,83 @@ def set_up(config: Config) -> Run:
         spec, num_classes=len(data.classes), dtype=dtype, rngs=keys.root(config.seed, keys.Purpose.INIT)
     )
     graph, params = steps.split(model)
-    rate = optimizers.learning_rate(config.optimizer, per_epoch)
-    optimizer = optimizers.momentum_sgd(
-        rate, momentum=config.optimizer.momentum, weight_decay=config.optimizer.weight_decay
-    )
+    start = Start(params)
+    if config.init_from is not None and not resumes:
+        start = start_from(config.init_from, config.init_skip, params, spec, data.classes)
+    elif config.init_skip and config.init_from is None and not resumes:
+        raise ConfigError(f"config.init_skip={config.init_skip!r} goes with config.init_from, which is None")
+    num_steps = config.num_steps or config.num_epochs * per_epoch
+    optimizer = optimizers.make_optimizer(config.optimizer, list(params))
+    schedule = make_schedule(config.optimizer, per_epoch, num_steps=num_steps, layers=list(params))
     return Run(
         config=config,
         data=data,
         spec=spec,
         steps_per_epoch=per_epoch,
-        num_steps=config.num_steps or config.num_epochs * per_epoch,
+        num_steps=num_steps,
         mean_image=jnp.asarray(data.statistics.mean_image, jnp.float32),
-        initial=steps.init_state(params, optimizer),
-        train_step=steps.make_train_step(graph, spec.input, optimizer, rate, seed=config.seed, flip=config.data.flip),
+        augmentation=augmentation,
+        train_split=_placed(data, config.data.on_device),
+        schedule=schedule,
+        initial=steps.init_state(start.params, optimizer, schedule),
+        train_step=steps.make_train_step(
+            graph,
+            spec.input,
+            optimizer,
+            schedule,
+            seed=config.seed,
+            augmentation=augmentation,
+            directions=_directions(augmentation, data.statistics),
+            accumulate_steps=config.accumulate_steps,
+        ),
         evaluation_step=steps.make_evaluation_step(graph, spec.input),
+        loaded=start.lines,
     )
+
+
+def _augmentation(config: Config) -> Augmentation:
+    """What the configuration does to the training images.
+
+    Raises:
+      ConfigError: more images are to share a draw than a batch has.
+    """
+    choice = config.data
+    if choice.shared_draw > config.batch_size:
+        raise ConfigError(
+            f"config.data.shared_draw={choice.shared_draw} is larger than config.batch_size={config.batch_size}, "
+            f"and only images of one batch share a draw: set it to {config.batch_size} or less"
+        )
+    return Augmentation(flip=choice.flip, colour_noise=choice.colour_noise, shared_draw=choice.shared_draw)
+
+
+def _placed(data: Prepared, on_device: bool | None) -> Split:
+    """The training images, on the device if that is asked for, or if they are small beside its memory."""
+    split = data.splits["train"]
+    needed = len(split) * data.image_size**2 * 3
+    if on_device is None:
+        device = jax.local_devices()[0]
+        memory = 0 if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit", 0)
+        on_device = needed <= memory / 16
+    return loader.resident(split) if on_device else split
+
+
+def _directions(augmentation: Augmentation, statistics: Statistics) -> np.ndarray | None:
+    """What colour noise is made of, from the data's own colours."""
+    if augmentation.colour_noise is None:
+        return None
+    return colour_directions(augmentation.colour_noise, statistics.eigenvalues, statistics.eigenvectors)
+
+
+def _check_parts(config: Config) -> None:
+    """Refuses parts of unequal size."""
+    parts, size = config.accumulate_steps, config.batch_size
+    if size % parts:
+        fitting = [number for number in range(1, size + 1) if size % number == 0]
+        near = [[n for n in fitting if n < parts][-1:], [n for n in fitting if n > parts][:1]]
+        raise ConfigError(
+            f"config.accumulate_steps={parts} does not divide config.batch_size={size}: "
+            f"the nearest that do are {' and '.join(str(n) for some in near for n in some)}"
+        )
 
 
 def _with_mean(spec: ModelSpec, data: Prepared) -> ModelSpec:
@@ -126,9 +247,14 @@ def _with_mean(spec: ModelSpec, data: Prepared) -> ModelSpec:
 @contextlib.contextmanager
 def precision(config: Config) -> Iterator[None]:
     """The arithmetic of the run's matrix products, for the time of the run only."""
-    name = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}[config.precision]
-    with jax.default_matmul_precision(name):
+    with jax.default_matmul_precision(PRECISIONS[config.precision]):
         yield
+
+
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+    """Whether a run in this workdir goes on from a checkpoint; unfinished ones don't count."""
+    paths = (workdir / "checkpoints").glob("[0-9]*")
+    return any(path.name.isdecimal() and any(path.iterdir()) for path in paths)
 
 
 def check_workdir(config: Config, workdir: pathlib.Path) -> None:
@@ -160,15 +286,6 @@ def check_earlier(config: Config, earlier: Any, workdir: pathlib.Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def writing(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns a workdir that can't be written into a ConfigError."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir} can't be used: {error}") from None
-
-
 def describe(run: Run) -> list[tuple[str, str]]:
     """The lines that a run begins with: a heading and its words."""
     config, data, spec = run.config, run.data, run.spec
@@ -176,8 +293,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
     widths = "-".join(str(conv.features) for conv in spec.convs)
     hidden = "-".join(str(layer.features) for layer in spec.dense) or "none"
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.initial.params))
-    drops = ", ".join(map(str, config.optimizer.drop_epochs))
-    drops = f", × {config.optimizer.drop_factor:g} at epochs {drops}" if drops else ""
+    parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""
     return [
         ("layout", "one device holds the whole batch and the whole network"),
         ("precision", config.precision),
@@ -188,9 +304,10 @@ def describe(run: Run) -> list[tuple[str, str]]:
             f"{spec.name}, {spec.groups} group(s), convolutions {widths}, hidden {hidden}, "
             f"crop {spec.input.size}: {parameters:,} parameters",
         ),
+        *run.loaded,
         (
             "training",
-            f"{run.num_steps:,} steps of {config.batch_size} images, {run.steps_per_epoch:,} an epoch; "
-            f"rate {config.optimizer.learning_rate:g}{drops}",
+            f"{run.num_steps:,} steps of {config.batch_size} images{parts}, {run.steps_per_epoch:,} an epoch; "
+            f"rate {run.schedule.describe()}",
         ),
     ]

@@ -14,12 +14,14 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from alexnet_jax import evaluation, keys
-from alexnet_jax.data.views import evaluation_view, training_view
+from alexnet_jax.data.views import Augmentation, evaluation_view, training_view, view_keys
 from alexnet_jax.models import AlexNet, InputSpec
+from alexnet_jax.training.schedules import Schedule, State
 
 Metrics = dict[str, jax.Array]
 
@@ -33,11 +35,13 @@ class TrainState:
       step: int32 scalar, how many steps were taken.
       params: nested dictionaries, `params["conv1"]["kernel"]` and so on.
       opt_state: the optimizer's.
+      schedule: the schedule's, scalars by name; changed by evaluations, not by steps.
     """
 
     step: jax.Array
     params: Any
     opt_state: optax.OptState
+    schedule: State
 
 
 def split(model: AlexNet) -> tuple[nnx.GraphDef, Any]:
@@ -46,50 +50,87 @@ def split(model: AlexNet) -> tuple[nnx.GraphDef, Any]:
     return graph, nnx.to_pure_dict(state)
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: Any, optimizer: optax.GradientTransformation, schedule: Schedule) -> TrainState:
     """The state before the first step."""
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), schedule.init())
 
 
 def make_train_step(
     graph: nnx.GraphDef,
     contract: InputSpec,
-    optimizer: optax.GradientTransformation,
-    rate: optax.Schedule,
+    optimizer: optax.GradientTransformationExtraArgs,
+    schedule: Schedule,
     *,
     seed: int,
-    flip: bool,
+    augmentation: Augmentation,
+    directions: np.ndarray | None = None,
+    accumulate_steps: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """A compiled (state, mean_image, images, labels, mask) -> (state, metrics).
 
     Images are (N, S, S, 3) uint8 as prepared, labels (N,), the mask (N,) is all true.
+    `directions` is for colour noise, from `views.colour_directions`.
     The state's memory is taken over. Metrics are `evaluation.sums` of the batch as the
-    network saw it, dropout on, and the `learning_rate` that the step used.
+    network saw it, dropout on, and the `learning_rate` of the weights that the step used.
+
+    With `accumulate_steps` of k the network sees the batch in k parts, one after the
+    other; an N that k does not divide is filled up with masked rows. An image's view and
+    dropout follow from its row in the whole batch, so only the order of sums differs.
     """
 
     def step_fn(
         state: TrainState, mean_image: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array
     ) -> tuple[TrainState, Metrics]:
         chex.assert_shape([labels, mask], images.shape[:1])
-        rows = jnp.arange(images.shape[0])
-        views = keys.for_step(seed, keys.Purpose.VIEW, state.step, rows)
+        settings = schedule.settings(state.step, state.schedule)
+        count = jnp.sum(mask, dtype=jnp.int32)
+        batch = _filled_up((images, labels, mask), accumulate_steps)
+        rows = jnp.arange(len(batch[0]))
+        views = view_keys(seed, state.step, rows, augmentation)
         drops = keys.for_step(seed, keys.Purpose.DROPOUT, state.step, rows)
-        with jax.named_scope("view"):
-            x = training_view(images, views, contract, mean_image, flip=flip)
 
-        def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
-            logits = nnx.merge(graph, params)(x, train=True, dropout_key=drops)
-            totals = evaluation.sums(logits, labels, mask)
-            return totals["loss"] / totals["count"], totals
+        def gradient(part: tuple[Any, ...]) -> tuple[Any, Metrics]:
+            images, labels, mask, views, drops = part
+            with jax.named_scope("view"):
+                x = training_view(
+                    images, views, contract, mean_image, augmentation, directions, noise_on=settings.noise_on
+                )
 
-        grads, totals = jax.grad(loss_fn, has_aux=True)(state.params)
+            def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
+                logits = nnx.merge(graph, params)(x, train=True, dropout_key=drops)
+                totals = evaluation.sums(logits, labels, mask)
+                return totals["loss"] / count, totals  # the whole batch's count
+
+            return jax.grad(loss_fn, has_aux=True)(state.params)
+
+        grads, totals = _sum_over_parts(gradient, (*batch, views, drops), accumulate_steps)
         with jax.named_scope("update"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, rates=settings.rates)
             params = optax.apply_updates(state.params, updates)
-        after = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
-        return after, totals | {"learning_rate": jnp.asarray(rate(state.step))}
+        after = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+        return after, totals | {"learning_rate": settings.rates["weights"]}
 
     return jax.jit(step_fn, donate_argnums=0)
+
+
+def _filled_up(batch: tuple[jax.Array, ...], parts: int) -> tuple[jax.Array, ...]:
+    """A batch whose rows the number of parts divides; added rows are zero, so their mask is False."""
+    room = -len(batch[0]) % parts
+    return tuple(jnp.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1)) for x in batch) if room else batch
+
+
+def _sum_over_parts(function: Callable[[Any], Any], batch: tuple[Any, ...], parts: int) -> Any:
+    """The sum of a function's results over equal parts of a batch's rows, one in memory at a time."""
+    if parts == 1:
+        return function(batch)
+    each = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], each))
+    nothing = jax.tree.map(lambda found: jnp.zeros(found.shape, found.dtype), shapes)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    return jax.lax.scan(add, nothing, each)[0]
 
 
 def make_evaluation_step(graph: nnx.GraphDef, contract: InputSpec) -> Callable[..., Metrics]:

@@ -35,7 +35,9 @@ def kind_of(key):
 
 def values_of(key):
     """Valid values of a key."""
-    if key.allowed.startswith("one of "):
+    if key.name == "optimizer.plateau_max_drops":
+        found = st.integers(0, 100)
+    elif key.allowed.startswith("one of "):
         found = st.sampled_from(key.allowed.removeprefix("one of ").split(", "))
     else:
         found = {
@@ -132,6 +134,17 @@ def test_a_value_of_another_type_is_refused(name):
         ("optimizer.drop_epochs", [20, 20], "rising"),
         ("optimizer.drop_epochs", [0, 20], "positive"),
         ("optimizer.drop_factor", 0.0, "more than 0"),
+        ("optimizer.schedule", "plato", "plateau, source2012_145"),
+        ("optimizer.schedule", "plateu", "did you mean 'plateau'?"),
+        ("optimizer.bias_rate_multiplier", -1.0, "at least 0"),
+        ("optimizer.plateau_patience", 0, "at least 1"),
+        ("optimizer.plateau_threshold", -0.1, "from 0"),
+        ("optimizer.plateau_max_drops", -1, "from 0"),
+        ("optimizer.plateau_max_drops", 101, "to 100"),
+        ("optimizer.source2012_biases", "drop", "first_drop"),
+        ("optimizer.warmup_epochs", -1, "at least 0"),
+        ("optimizer.cosine_epochs", 0, "at least 1"),
+        ("accumulate_steps", 0, "at least 1"),
         ("model.width", 0.0, "more than 0"),
         ("model.dropout", 1.0, "less than 1"),
         ("model.groups", 0, "at least 1"),
@@ -142,6 +155,10 @@ def test_a_value_of_another_type_is_refused(name):
         ("model.activation", "rlu", "did you mean 'relu'?"),
         ("model.init", "pytorh", "did you mean 'pytorch'?"),
         ("data.last_batch", "kep", "did you mean 'keep'?"),
+        ("data.colour_noise", "papr", "did you mean 'paper'?"),
+        ("data.colour_noise", "source", "did you mean 'source2012'?"),
+        ("data.colour_noise", "none", "or None"),
+        ("data.shared_draw", 0, "at least 1"),
         ("precision", "bfloat", "did you mean 'bfloat16'?"),
     ],
 )
@@ -202,6 +219,18 @@ def test_differences_are_the_keys_that_may_not_change(data):
         assert repr(flat[0][name]) in line
         assert repr(flat[1][name]) in line
     assert differences(one, to_dict(one)) == []
+
+
+def test_runs_from_before_a_key_go_on_with_its_default():
+    earlier = to_dict(Config())
+    for name in ("colour_noise", "shared_draw"):
+        del earlier["data"][name]
+    assert differences(Config(), earlier) == []
+    now = from_dict(changed(data__colour_noise="paper", data__shared_draw=32))
+    assert differences(now, earlier) == [
+        "config.data.colour_noise: None before, 'paper' now",
+        "config.data.shared_draw: 1 before, 32 now",
+    ]
 
 
 def test_lengths_intervals_and_paths_may_change_and_nothing_else():

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from alexnet_jax.training.config import OptimizerConfig
-from alexnet_jax.training.optimizer import learning_rate, momentum_sgd
+from alexnet_jax.training.optimizer import momentum_sgd
+from alexnet_jax.training.schedules import steps as learning_rate
 
 SHAPES = {"kernel": (3, 4), "bias": (4,)}
 STEPS_PER_EPOCH, EPOCHS = 20, 10

@@ -39,11 +39,16 @@ def test_durations(seconds, words):
 def line(**values) -> str:
     """A line in the middle of a run."""
     of_run = {"epoch": 12.5, "epochs": 30.0, "step": 1234, "steps": 2960, "loss": 0.43216, "top1_error": 12.3456}
-    return training_line(**of_run | {"images_per_second": 1234.5, "seconds_left": 725, "val_error": None} | values)
+    speed = {"learning_rate": 0.001, "images_per_second": 1234.5, "data_wait_fraction": 0.031}
+    return training_line(**of_run | speed | {"seconds_left": 725, "val_error": None} | values)
 
 
 def test_a_training_line():
-    assert line() == ("epoch 12.5/30  step 1,234/2,960  loss 0.4322  top-1 error 12.35 %  1,234 images/s  12m 05s left")
+    assert line() == (
+        "epoch 12.5/30  step 1,234/2,960  loss 0.4322  top-1 error 12.35 %  rate 0.001  1,234 images/s  "
+        "data wait 3 %  12m 05s left"
+    )
+    assert line(seconds_left=None).endswith("data wait 3 %")
     assert "  val 7.00 %  " in line(val_error=7.0)
     assert line(epoch=3.0).startswith("epoch 3/30 ")
     assert "loss nan" in line(loss=float("nan"))

@@ -28,7 +28,8 @@ from alexnet_jax.training import step as steps
 from alexnet_jax.training.config import OptimizerConfig, from_dict
 from alexnet_jax.training.flags import parse
 from alexnet_jax.training.metrics import read
-from alexnet_jax.training.optimizer import learning_rate, momentum_sgd
+from alexnet_jax.training.optimizer import make_optimizer
+from alexnet_jax.training.schedules import Schedule
 
 ROOT = pathlib.Path(__file__).parents[2]
 EPOCH = 1197 // 32
@@ -37,7 +38,8 @@ OPTIONS = (
     *("--config.log_every_steps=5", "--config.batch_size=32", "--config.num_epochs=2", "--config.data.flip=True"),
     *("--config.data.image_size=72", "--config.data.crop_size=64", "--config.optimizer.drop_epochs=(1,)"),
 )
-FILES = {"config.json", "metrics.jsonl", "checkpoints", "result.json", "learning_curves.png", "conv1_kernels.png"}
+PICTURES = {"data_preview.png", "learning_curves.png", "conv1_kernels.png"}
+FILES = {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "result.json", ".lock"} | PICTURES
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +63,9 @@ def last_state(workdir, step=2 * EPOCH):
 
     def like():
         model = create_model(ModelSpec.from_dict(about["spec"]), num_classes=about["num_classes"], dtype=jnp.float32)
-        rule = momentum_sgd(learning_rate(OptimizerConfig(), 1), momentum=0.9, weight_decay=5e-4)
-        state = steps.init_state(steps.split(model)[1], rule)
-        tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        params = steps.split(model)[1]
+        state = steps.init_state(params, make_optimizer(OptimizerConfig(), list(params)), Schedule())
+        tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "schedule": state.schedule}
         return {"state": tree, "mean_image": jnp.zeros((72, 72, 3))}
 
     found = checkpoints.restore(step, jax.eval_shape(like))

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 
 import jax
+import numpy as np
 import pytest
 
 from alexnet_jax import cli
-from alexnet_jax.training import devices, loop, setup
+from alexnet_jax.data.prepared import Prepared, Split, Statistics
+from alexnet_jax.data.views import Augmentation
+from alexnet_jax.training import devices, setup
+from alexnet_jax.training import workdir as workdirs
 from alexnet_jax.training.config import Config, ConfigError, from_dict, to_dict
+from alexnet_jax.training.signals import Stop
 
 
 @pytest.fixture
@@ -81,7 +89,7 @@ def test_a_damaged_config_is_left_to_the_checkpoint(workdir):
 
 def test_a_workdir_that_can_not_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"--workdir=.*file"), setup.writing(tmp_path / "file"):
+    with pytest.raises(ConfigError, match=r"--workdir=.*file"), workdirs.writing(tmp_path / "file"):
         (tmp_path / "file" / "below").mkdir(parents=True)
 
 
@@ -125,10 +133,11 @@ def test_settings_of_the_importing_program_are_left_alone(precision, name):
         return [jax.config.jax_default_matmul_precision, *handlers]
 
     def interrupted():
-        with setup.precision(changed(precision=precision)), loop._stop_signals() as stop:
+        with setup.precision(changed(precision=precision)), Stop().listening() as stop:
+            stop.at_once = False
             assert jax.config.jax_default_matmul_precision == name
             signal.raise_signal(signal.SIGINT)
-            assert stop == [signal.SIGINT]
+            assert stop.signal == signal.SIGINT
             signal.raise_signal(signal.SIGINT)  # the second one ends a run at once
 
     before = now()
@@ -137,8 +146,92 @@ def test_settings_of_the_importing_program_are_left_alone(precision, name):
     assert now() == before
 
 
+@pytest.mark.parametrize("kind", [None, "paper", "source2012"])
+def test_the_step_is_made_with_the_colours_of_the_training_images(monkeypatch, tmp_path, kind):
+    images = np.random.default_rng(4).integers(0, 256, (6, 12, 12, 3), np.uint8)
+    split = Split(images, np.arange(6, dtype=np.int32) % 2)
+    covariance = np.cov(images.reshape(-1, 3).T, bias=True)
+    colours = Statistics(images.mean(0), images.mean((0, 1, 2)), covariance, *np.linalg.eigh(covariance))
+    data = Prepared(tmp_path, ("a", "b"), {"train": split, "val": split}, colours, {"image_size": 12})
+    made = {}
+    monkeypatch.setattr(setup, "prepared", lambda *_, **__: data)
+    monkeypatch.setattr(setup.steps, "make_train_step", lambda *_, **options: made.update(options))
+    values = to_dict(changed(batch_size=3))
+    values["model"] |= {"name": "cifar", "init": None}
+    values["data"] |= {"image_size": 12, "crop_size": 12, "flip": True, "colour_noise": kind, "shared_draw": 3}
+    setup.set_up(from_dict(values))
+    assert made["augmentation"] == Augmentation(flip=True, colour_noise=kind, shared_draw=3)
+    if kind is None:
+        assert made["directions"] is None
+        return
+    found, unit = made["directions"].astype(np.float64) / 255, covariance / 255**2
+    wanted = 0.01 * (unit @ unit if kind == "paper" else unit)  # what its normals have as a covariance
+    np.testing.assert_allclose(found @ found.T, wanted, rtol=1e-5, atol=1e-9)
+
+
+def test_more_images_than_a_batch_has_cannot_share_a_draw(refused, tmp_path):
+    line = refused("--config.data.shared_draw=64", "--config.batch_size=32", f"--workdir={tmp_path / 'run'}")
+    assert "config.data.shared_draw=64 is larger than config.batch_size=32" in line
+    assert "set it to 32 or less" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_places_that_cannot_be_written_are_refused(refused, tmp_path):
     (tmp_path / "file").write_text("")
     line = refused(f"--config.data.cache_dir={tmp_path / 'file'}", f"--workdir={tmp_path / 'run'}")
     assert str(tmp_path / "file") in line
     assert not (tmp_path / "run").exists()
+
+
+GPU = """
+import os, sys
+os.environ.pop("XLA_FLAGS", None)
+from alexnet_jax.training import devices
+if "late" in sys.argv:
+    import jax
+    jax.devices()
+    jax.default_backend = lambda: "gpu"
+devices.set_deterministic({"True": True, "None": None}[sys.argv[1]])
+print(os.environ.get("XLA_FLAGS"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("True",), "--xla_gpu_deterministic_ops=true\n"),
+        (("None",), "None\n"),
+        (("None", "late"), "None\n"),
+        (("True", "late"), "config.deterministic=True comes too late"),
+    ],
+)
+def test_deterministic_operations_are_asked_for_before_jax_starts(arguments, words):
+    done = subprocess.run([sys.executable, "-c", GPU, *arguments], capture_output=True, text=True, timeout=120)
+    assert words in done.stdout + done.stderr
+    assert (done.returncode == 0) == ("too late" not in words)
+
+
+CACHED = """
+import dataclasses, pathlib, sys, jax
+from alexnet_jax.training import devices
+from alexnet_jax.training.config import Config
+names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache", "jax_persistent_cache_min_compile_time_secs")
+before = [getattr(jax.config, name) for name in names]
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+before[2] = 0.0
+with devices.compilation_cache(dataclasses.replace(Config(), compilation_cache=sys.argv[1] == "True")):
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.jit(lambda x: x * 3 + 1)(1.0)
+assert [getattr(jax.config, name) for name in names] == before
+"""
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, on):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", CACHED, str(on)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (
+        bool(list((tmp_path / "alexnet-jax" / "compiled").glob("*/jit*"))) == on if on else not list(tmp_path.iterdir())
+    )

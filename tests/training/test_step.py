@@ -14,9 +14,10 @@ import pytest
 from flax import nnx
 
 from alexnet_jax import create_model, evaluation, keys
-from alexnet_jax.data.views import training_view
+from alexnet_jax.data.views import Augmentation, ViewKeys, colour_directions, training_view, view_keys
 from alexnet_jax.models.spec import ConvSpec, DenseSpec, InputSpec, ModelSpec, NormSpec, PoolSpec
 from alexnet_jax.training import optimizer as optimizers
+from alexnet_jax.training import schedules
 from alexnet_jax.training import step as steps
 from alexnet_jax.training.config import OptimizerConfig
 
@@ -32,6 +33,8 @@ SPEC = ModelSpec(
 CLASSES, BATCH = 7, 6
 CONFIG = OptimizerConfig(learning_rate=0.1, drop_epochs=(1,), drop_factor=0.1)
 STEPS_PER_EPOCH = 2
+FLIPPED = Augmentation(flip=True)
+EIGEN = np.array([100.0, 400.0, 2500.0]), np.eye(3)
 
 
 def examples(count=BATCH, seed=0):
@@ -53,23 +56,32 @@ class Parts:
     graph: nnx.GraphDef
     params: dict
     rate: optax.Schedule
+    schedule: schedules.Schedule
     optimizer: optax.GradientTransformation
     step: object
 
     def state(self, step: int = 0) -> steps.TrainState:
         """A fresh state, which the step may take over, as if so many steps were taken."""
-        state = steps.init_state(jax.tree.map(jnp.copy, self.params), self.optimizer)
+        state = steps.init_state(jax.tree.map(jnp.copy, self.params), self.optimizer, self.schedule)
         return dataclasses.replace(state, step=jnp.int32(step))
 
 
 @functools.cache
-def parts(*, seed=3, flip=True, dtype=jnp.float32) -> Parts:
+def parts(*, seed=3, augmentation=FLIPPED, dtype=jnp.float32, config=CONFIG, accumulate_steps=1, spec=SPEC) -> Parts:
     """The tiny network's step."""
-    graph, params = steps.split(create_model(SPEC, num_classes=CLASSES, param_dtype=dtype, rngs=1))
-    rate = optimizers.learning_rate(CONFIG, STEPS_PER_EPOCH)
-    optimizer = optimizers.momentum_sgd(rate, momentum=CONFIG.momentum, weight_decay=CONFIG.weight_decay)
-    step = steps.make_train_step(graph, SPEC.input, optimizer, rate, seed=seed, flip=flip)
-    return Parts(graph, params, rate, optimizer, step)
+    graph, params = steps.split(create_model(spec, num_classes=CLASSES, param_dtype=dtype, rngs=1))
+    rate = schedules.steps(config, STEPS_PER_EPOCH)
+    optimizer = optimizers.make_optimizer(config, list(params))
+    schedule = schedules.make_schedule(config, STEPS_PER_EPOCH, num_steps=1, layers=list(params))
+    kind = augmentation.colour_noise
+    options = {
+        "seed": seed,
+        "augmentation": augmentation,
+        "directions": None if kind is None else colour_directions(kind, *EIGEN),
+        "accumulate_steps": accumulate_steps,
+    }
+    step = steps.make_train_step(graph, spec.input, optimizer, schedule, **options)
+    return Parts(graph, params, rate, schedule, optimizer, step)
 
 
 @pytest.mark.usefixtures("x64")
@@ -78,7 +90,7 @@ def test_three_steps_by_hand():
     w = jax.tree.map(jnp.copy, made.params)
     v = jax.tree.map(jnp.zeros_like, w)
     state, rows = made.state(), jnp.arange(BATCH)
-    view = jax.jit(lambda images, keys: training_view(images, keys, SPEC.input, mean_image(), flip=True))
+    view = jax.jit(lambda images, keys: training_view(images, keys, SPEC.input, mean_image(), FLIPPED))
 
     @jax.jit
     def gradient(params, x, drops, labels):
@@ -92,7 +104,7 @@ def test_three_steps_by_hand():
         images, labels, mask = examples(seed=step)
         views = keys.for_step(3, keys.Purpose.VIEW, jnp.int32(step), rows)
         drops = keys.for_step(3, keys.Purpose.DROPOUT, jnp.int32(step), rows)
-        (loss, logits), g = gradient(w, view(images, views), drops, labels)
+        (loss, logits), g = gradient(w, view(images, ViewKeys(views)), drops, labels)
         rate = 0.1 if step < 2 else 0.01
         v = jax.tree.map(lambda v, w, g, rate=rate: 0.9 * v - 0.0005 * rate * w - rate * g, v, w, g)
         w = jax.tree.map(jnp.add, w, v)
@@ -132,7 +144,28 @@ def test_a_seed_decides_everything():
 
 
 def test_flipping_is_an_option_of_the_step():
-    assert two_steps(flip=True)[1] != two_steps(flip=False)[1]
+    assert two_steps(augmentation=FLIPPED)[1] != two_steps(augmentation=Augmentation())[1]
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_step_sees_what_the_augmentation_says():
+    """The loss of a step, from the view that is asked for; in 64 bits because it moves by millionths."""
+    augmentation, step = Augmentation(True, "source2012", 4), jnp.int32(5)
+    made, (images, labels, mask) = parts(augmentation=augmentation, dtype=jnp.float64), examples()
+
+    def expected(augmentation):
+        directions = colour_directions("source2012", *EIGEN)
+        views = view_keys(3, step, jnp.arange(BATCH), augmentation)
+        x = training_view(jnp.asarray(images), views, SPEC.input, mean_image(), augmentation, directions)
+        drops = keys.for_step(3, keys.Purpose.DROPOUT, step, jnp.arange(BATCH))
+        logits = nnx.merge(made.graph, made.params)(x, train=True, dropout_key=drops)
+        return float(optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum())
+
+    wanted = expected(augmentation)
+    found = float(made.step(made.state(5), mean_image(), images, labels, mask)[1]["loss"])
+    np.testing.assert_allclose(found, wanted, rtol=1e-8)
+    for other in (FLIPPED, Augmentation(True, "source2012"), Augmentation(True, None, 4)):
+        assert abs(expected(other) - wanted) > 1e-5, other
 
 
 def test_views_and_dropout_change_from_step_to_step():

@@ -1,0 +1,215 @@
+"""A run that is stopped anywhere writes the lines of an undisturbed one, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.data.sources import InMemory, Source
+from alexnet_jax.training import loop, saving, setup, trouble, watching
+from alexnet_jax.training.config import from_dict, to_dict
+from alexnet_jax.training.flags import parse
+from alexnet_jax.training.metrics import read
+
+from .killed_run import Nothing
+
+EPOCH = 4  # steps, the last of them smaller
+TIMING = ("images_per_second", "data_wait_fraction")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Steps of eight of thirty images; lines every three steps."""
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    rng = np.random.default_rng(0)
+    examples = [(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), i % 2) for i in range(50)]
+    splits = {"train": InMemory(examples[:30]), "val": InMemory(examples[30:])}
+    prepare(Source("tiny", ("cat", "dog"), splits), folder, size=16, rule="shorter_side")
+    return parse(
+        [
+            *(f"--config.data.source={folder}", "--config.data.last_batch=keep", "--config.num_epochs=4"),
+            *("--config.data.image_size=16", "--config.data.crop_size=15", "--config.model.name=cifar"),
+            *("--config.model.width=0.1", "--config.model.init=None", "--config.batch_size=8"),
+            *("--config.log_every_steps=3", "--config.optimizer.schedule=plateau"),
+        ]
+    ).config
+
+
+@pytest.fixture(scope="module")
+def train(config):
+    """Trains in a workdir, with something done before a step or in an evaluation."""
+    made = setup.set_up(config)
+
+    def run(workdir, *, before=lambda step: None, evaluating=lambda: None, changed=None, **changes):
+        def set_up(config, **_):
+            fresh = jax.tree.map(jnp.copy, made.initial)  # a step takes over the state's memory
+
+            def train_step(state, *batch):
+                before(int(state.step) + 1)
+                after, metrics = made.train_step(state, *batch)
+                return (after, metrics) if changed is None else changed(after, metrics)
+
+            def evaluation_step(*batch):
+                evaluating()
+                return made.evaluation_step(*batch)
+
+            parts = {"train_step": train_step, "evaluation_step": evaluation_step, "initial": fresh}
+            return dataclasses.replace(made, config=config, **parts)
+
+        text = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "set_up", set_up)
+            patch.setattr(loop, "Watch", Nothing)
+            patch.setattr(watching, "draw", lambda *_: None)
+            patch.setattr(loop.figures, "data_preview", lambda *_: None)
+            console = Console(file=text, width=200, highlight=False, soft_wrap=True, markup=False)
+            chosen = from_dict(to_dict(config) | {"compilation_cache": False} | changes)
+            outcome = loop.train(chosen, workdir, console=console)
+        return outcome, text.getvalue()
+
+    def outcome_of(workdir):
+        lines = [{k: v for k, v in line.items() if k not in TIMING} for line in read(workdir / "metrics.jsonl")]
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        state = checkpoints.restore(checkpoints.latest_step(), saving.tree(made, made.initial))["state"]
+        best = checkpoints.best_step()
+        checkpoints.close()
+        return lines, jax.device_get(state), best
+
+    run.outcome_of = outcome_of
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory):
+    """Four epochs, undisturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    train(workdir)
+    return train.outcome_of(workdir)
+
+
+def check(train, workdir, whole):
+    """Everything is the undisturbed run's."""
+    lines, state, best = train.outcome_of(workdir)
+    assert lines == whole[0]
+    assert best == whole[2]
+    jax.tree.map(np.testing.assert_array_equal, state, whole[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_at_every_step(train, whole, tmp_path, number):
+    """Each process takes two steps, so that most stops are between two lines."""
+    for _ in range(EPOCH * 4):
+        taken = []
+
+        def before(step, taken=taken):
+            taken.append(step)
+            if len(set(taken)) == 2:  # the first counts twice: another shape is compiled ahead
+                os.kill(os.getpid(), number)
+
+        outcome, text = train(tmp_path, before=before)
+        if outcome.stopped_by is None:
+            break
+        assert outcome.stopped_by == number
+        assert f"Stopped by {number.name} after step {taken[-1]}" in text
+    assert outcome.result is not None
+    check(train, tmp_path, whole)
+
+
+def test_stopped_in_an_evaluation(train, whole, tmp_path, monkeypatch):
+    """The evaluation is given up, the state saved, and the evaluation done first at the next start."""
+    monkeypatch.setattr(loop, "EVALUATION_GRACE", -1.0)
+    for step in (4, 16):
+        seen = []
+
+        def evaluating(seen=seen, step=step, place=[0]):  # noqa: B006
+            if seen and seen[-1] == step and not place[0]:
+                place[0] = 1
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        outcome, _ = train(tmp_path, before=seen.append, evaluating=evaluating)
+        assert outcome.stopped_by == signal.SIGTERM
+        assert not [
+            line for line in read(tmp_path / "metrics.jsonl") if line["step"] == step and line["split"] == "val"
+        ]
+    outcome, _ = train(tmp_path)
+    assert outcome.result is not None
+    check(train, tmp_path, whole)
+
+
+def test_lines_of_steps_that_no_checkpoint_has_are_written_again(train, whole, tmp_path):
+    class Crash(Exception):
+        pass
+
+    def crash(at):
+        def before(step):
+            if step == at:
+                raise Crash
+
+        return before
+
+    for at in (3, 8, 14):
+        with pytest.raises(Crash):
+            train(tmp_path, before=crash(at), checkpoint_every_steps=5)
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 99, "split": "train"}\n{"step": 1')
+    train(tmp_path)
+    check(train, tmp_path, whole)
+
+
+def test_nothing_compiles_after_the_first_step(train, tmp_path):
+    """So that a signal has to wait for no compilation while there is something to save."""
+    seen = []
+
+    def before(step):
+        if step == 2:
+            jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: seen.append(name))
+
+    train(tmp_path, before=before, num_epochs=1)
+    jax.monitoring.clear_event_listeners()
+    assert seen.count("/jax/core/compile/backend_compile_duration") <= 8  # of single operations
+
+
+@pytest.mark.parametrize(
+    ("what", "seen"), [("loss", "training loss is nan at step 7"), ("parameters", "finite at step 8")]
+)
+def test_a_number_that_is_none_keeps_the_last_good_checkpoint(train, whole, tmp_path, what, seen):
+    def changed(state, metrics):
+        if int(state.step) != 7:
+            return state, metrics
+        if what == "loss":
+            return state, metrics | {"loss": metrics["loss"] * jnp.nan}
+        return dataclasses.replace(state, params=jax.tree.map(lambda x: x * jnp.nan, state.params)), metrics
+
+    with pytest.raises(trouble.Diverged, match="the checkpoint of step 5 is kept") as found:
+        train(tmp_path, changed=changed, checkpoint_every_steps=5)
+    assert ("at step 7" if what == "loss" else "at step 8") in str(found.value), seen
+    about = json.loads((tmp_path / "diverged.json").read_text())
+    assert about["checkpoint"] == 5
+    assert len(about["batch"]["indices"]) == (8 if about["step"] % EPOCH else 6)
+    train(tmp_path)
+    check(train, tmp_path, whole)
+    assert not (tmp_path / "diverged.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["KILL", "TERM"])
+def test_kills_at_random_moments(environment, number):
+    program = pathlib.Path(__file__).with_name("kill_run.py")
+    command = [sys.executable, str(program), "--kills", "5", "--signal", number]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=590)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit for bit" in done.stdout
