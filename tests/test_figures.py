@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax.figures import first_layer_kernels, learning_curves
+from alexnet_jax import figures
+from alexnet_jax.data.prepare import prepare
+from alexnet_jax.data.prepared import open_prepared
+from alexnet_jax.data.sources import InMemory, Source
+from alexnet_jax.data.views import Augmentation
+from alexnet_jax.figures import confusion, data_preview, first_layer_kernels, learning_curves
+from alexnet_jax.models import get_spec
+from alexnet_jax.training.setup import _with_mean as set_mean
 
 
 def pixels(path) -> np.ndarray:
@@ -115,3 +124,66 @@ def test_a_kernel_is_shown_upright_and_in_its_own_range(tmp_path):
 def test_grids_of_every_shape(tmp_path, size, count, groups, value):
     first_layer_kernels(np.full((size, size, 3, count), value), groups, tmp_path / "kernels.png")
     assert pixels(tmp_path / "kernels.png").size > 1000
+
+
+@pytest.fixture
+def prepared_colours(tmp_path):
+    """A prepared folder of three classes, an image of one colour each, names that fonts or mathtext trip over."""
+    colours = [(200, 30, 40), (20, 180, 60), (30, 40, 220)]
+    pairs = [(np.full((16, 16, 3), colours[index % 3], np.uint8), index % 3) for index in range(24)]
+    source = Source(
+        "toy",
+        ("crème $x^", "犬と猫", "a name that is longer than its place"),
+        {"train": InMemory(pairs), "val": InMemory(pairs[:3])},
+    )
+    prepare(source, tmp_path / "data", size=16)
+    return open_prepared(tmp_path / "data"), colours
+
+
+CONTRACTS = ("paper", "source2012", "torchvision", "caffenet")  # every kind of input contract there is
+
+
+@pytest.mark.parametrize(("name", "noise"), [*((name, None) for name in CONTRACTS), ("source2012", "source2012")])
+def test_the_preview_shows_images_and_what_the_network_sees(name, noise, prepared_colours, tmp_path):
+    """For every input contract the colours come back: no channel swapped, no mean left out."""
+    data, colours = prepared_colours
+    spec = set_mean(get_spec(name), data)
+    contract = dataclasses.replace(spec.input, size=14, resize=16)
+    data_preview(data, contract, Augmentation(flip=True, colour_noise=noise), tmp_path / "preview.png")
+    shown = pixels(tmp_path / "preview.png")
+    middle = shown.shape[1] * 43 // 100
+    for half, within in ((shown[:, :middle], 3), (shown[:, middle : 2 * middle], 3 if noise is None else 120)):
+        for colour in colours:
+            near = (np.abs(half - np.array(colour)).max(-1) <= within).mean()
+            assert near > 0.02, (name, colour)
+
+
+def test_the_preview_shows_classes_from_all_over(tmp_path):
+    pairs = [(np.full((8, 8, 3), 10 * label, np.uint8), label) for label in range(25) for _ in range(3)]
+    source = Source("toy", tuple(f"class {n}" for n in range(25)), {"train": InMemory(pairs), "val": InMemory(pairs)})
+    prepare(source, tmp_path / "data", size=8)
+    images, labels = figures._spread(open_prepared(tmp_path / "data"), 16)
+    assert len(set(labels.tolist())) == 16
+    assert {0, 24} <= set(labels.tolist())
+    assert (images[:, 0, 0, 0] == 10 * labels).all()
+
+
+@pytest.mark.parametrize("count", [2, 10, 31, 450])
+def test_a_confusion_table_of_any_size(tmp_path, count):
+    draw = np.random.default_rng(count)
+    table = np.diag(draw.integers(1, 50, count)) + (draw.random((count, count)) < 2 / count)
+    names = ["$a_1^$ 雪", *(f"a rather long name of class {label}" for label in range(1, count))]
+    confusion(table, names, tmp_path / "confusion.png")
+    assert pixels(tmp_path / "confusion.png").shape == (900, 1500, 3)
+
+
+def test_a_mistake_is_seen_among_a_thousand_classes(tmp_path):
+    table = np.diag(np.full(1000, 50))
+    confusion(table, [str(label) for label in range(1000)], tmp_path / "right.png")
+    table[900, 100] += 1
+    confusion(table, [str(label) for label in range(1000)], tmp_path / "wrong.png")
+    matrix = (slice(60, 800), slice(170, 920))
+    differ = (pixels(tmp_path / "right.png") != pixels(tmp_path / "wrong.png")).any(-1)[matrix]
+    rows, columns = np.nonzero(differ)
+    assert 4 <= len(rows) <= 60
+    assert (rows.mean() / differ.shape[0] > 0.8, columns.mean() / differ.shape[1] < 0.2) == (True, True)

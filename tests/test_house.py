@@ -10,7 +10,7 @@ import pytest
 import alexnet_jax
 
 PACKAGE = pathlib.Path(alexnet_jax.__file__).parent
-ORDER = ("keys", "nn", "models", "checkpoint", "data", "evaluation", "figures", "training", "cli")
+ORDER = ("keys", "nn", "models", "checkpoint", "data", "trained", "evaluation", "figures", "training", "cli")
 
 
 def imported(source: str) -> set[str]:

@@ -1,0 +1,35 @@
+"""`alexnet-jax train`, the same as `train.py`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from alexnet_jax.cli.arguments import refuse
+
+
+def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> int:
+    """`alexnet-jax train` and `train.py`: exit code 0, 1, 2, 130 or 143, see `flags.USAGE`."""
+    from alexnet_jax.checkpoint import CheckpointError
+    from alexnet_jax.data.prepared import DataError
+    from alexnet_jax.training import flags
+    from alexnet_jax.training.config import ConfigError
+    from alexnet_jax.training.loop import train as run
+    from alexnet_jax.training.trouble import RunError
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in arguments):
+        print(flags.help_text(program), end="")
+        return 0
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax and Grain tell of every save and thread
+    try:
+        command = flags.parse(arguments)
+        outcome = run(command.config, command.workdir)
+    except (ConfigError, DataError, CheckpointError) as error:
+        return refuse(program, str(error))
+    except RunError as error:
+        return refuse(program, str(error), code=1)
+    except KeyboardInterrupt:
+        return refuse(program, "stopped at once; the same command resumes from the last checkpoint", code=130)
+    return 128 + outcome.stopped_by if outcome.stopped_by else 0

@@ -1,0 +1,81 @@
+"""Every benchmark runs, and writes the JSON that others rely on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+TINY = {
+    "loader.py": ["--images", "48", "--size", "16", "--batch-size", "8", "--batches", "8"],
+    "prepare.py": ["--images", "12"],
+    "data_memory.py": ["--pair", "16", "20", "40"],
+}
+KEYS = {"case", "ours", "peer", "peer_name", "ratio", "unit"}
+WITHOUT_TORCH = """
+import runpy, sys
+import importlib.util
+there = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *package: None if name == "torch" else there(name, *package)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, str(__import__("pathlib").Path(sys.argv[0]).parent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(name, folder, *, start=()):
+    """What a benchmark printed and wrote on a tiny set."""
+    program, result = ROOT / "benchmarks" / name, folder / "result.json"
+    arguments = [str(program), "--quick", "--json", str(result), *TINY[name]]
+    done = subprocess.run(
+        [sys.executable, *start, *arguments],
+        cwd=folder,
+        # As a user has it: one device.
+        env={key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(result.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "prepare.py" else pytest.mark.slow) for name in TINY]
+)
+def test_a_benchmark_writes_the_agreed_json(name, tmp_path):
+    printed, found = run(name, tmp_path)
+    assert set(found) == {"machine", "commit", "versions", "command", "rows"}
+    assert found["command"].startswith(f"python benchmarks/{name} --quick --json")
+    assert {"python", "jax", "numpy", "pillow", "simplejpeg"} <= set(found["versions"])
+    assert found["machine"]["cores"] >= 1
+    assert found["rows"]
+    for row in found["rows"]:
+        assert set(row) >= KEYS
+        assert math.isfinite(row["ratio"])
+        assert row["ratio"] > 0
+        better, worse = (row["peer"], row["ours"]) if row["unit"] == "MiB" else (row["ours"], row["peer"])
+        assert row["ratio"] == pytest.approx(better / worse)
+        assert row["encoding"] in ("raw", "jpeg")
+        assert row["threads"] >= 1
+        assert row["case"] in printed
+    assert len({row["case"] + row["peer_name"] for row in found["rows"]}) == len(found["rows"])
+
+
+def test_every_program_is_tested():
+    shared = {"harness.py", "photographs.py", "torch_loaders.py"}
+    assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} - shared == set(TINY)
+
+
+@pytest.mark.slow
+def test_without_pytorch_its_rows_are_left_out_in_words(tmp_path):
+    printed, found = run("loader.py", tmp_path, start=("-c", WITHOUT_TORCH))
+    assert "PyTorch is not installed" in printed
+    assert found["rows"]
+    assert not any("PyTorch" in row["peer_name"] for row in found["rows"])
