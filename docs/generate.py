@@ -196,8 +196,8 @@ for linear layers, biases 0) is `with_init(get_spec("half"), "kaiming")`.
 
 ## The training, point by point
 
-These are properties of a run, not of a network. The recipes for ImageNet are still to
-come; today's `train.py` has P's update rule with drops at given epochs.
+These are properties of a run, not of a network. [recipes.md](recipes.md) has a configuration for each
+source; the update rule and the rates in time are in [training.md](training.md).
 
 {as_markdown(TRAINING)}
 """
