@@ -7,8 +7,9 @@ in turn in the same run on the same images (random crops of two photographs):
 
 - raw: `training_batches` against one thread that gathers rows of a memory map of one file
   (`mm[rows]`), and against a PyTorch DataLoader over that memory map;
-- JPEG: against the cores × what simplejpeg decodes in one thread from bytes in memory, and
-  against a PyTorch DataLoader in which Pillow decodes the same bytes;
+- JPEG: against the cores × what simplejpeg decodes in one thread from bytes in memory,
+  against as many threads that do so at once (what the cores give together, nothing kept),
+  and against a PyTorch DataLoader in which Pillow decodes the same bytes;
 - at the device: the same batches with `place=to_device`, each waited for, against those
   that stay on the host;
 - a consumer that takes 80 % of the loader's rate and sleeps otherwise, as one does whose
@@ -36,6 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import harness
@@ -116,18 +118,24 @@ def gather_rate(images: Images, batch_size: int, batches: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def decode_rate(images: Images, batch_size: int, batches: int) -> float:
-    """Images a second that simplejpeg decodes in one thread."""
+def decode_rate(images: Images, batch_size: int, batches: int, threads: int = 1) -> float:
+    """Images a second that simplejpeg decodes in so many threads together."""
     content = images.file.read_bytes()
     ends = np.cumsum(np.load(images.sizes), dtype=np.int64).tolist()
     starts = [0, *ends[:-1]]
     pieces = [content[a:b] for a, b in zip(starts, ends, strict=True)]
-    start, count = time.perf_counter(), 0
-    for rows in shuffled(len(pieces), batch_size, batches):
-        for row in rows.tolist():
-            simplejpeg.decode_jpeg(pieces[row], "RGB")
-        count += len(rows)
-    return count / (time.perf_counter() - start)
+
+    def decode(_: int) -> int:
+        count = 0
+        for rows in shuffled(len(pieces), batch_size, batches):
+            for row in rows.tolist():
+                simplejpeg.decode_jpeg(pieces[row], "RGB")
+            count += len(rows)
+        return count
+
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        return sum(pool.map(decode, range(threads))) / (time.perf_counter() - start)
 
 
 def consumer(images: Images, batch_size: int, batches: int, rate: float) -> tuple[float, float]:
@@ -203,6 +211,7 @@ def measure(report: harness.Report, images: Images, torch: Torch | None, argumen
     else:
         wall, target = f"{harness.cores()} cores × simplejpeg, 1 thread", 0.9
         cases["wall"] = lambda: harness.cores() * decode_rate(images, batch_size, few)
+        cases["at once"] = lambda: decode_rate(images, batch_size, few, harness.cores())
     rates: dict[int, float] = {}
     peers: dict[str, int] = {}
     if torch is not None:
@@ -217,6 +226,9 @@ def measure(report: harness.Report, images: Images, torch: Torch | None, argumen
     own = found["ours"]
     each: dict[str, Any] = {"ours_per_core": own.median / harness.cores()}
     report.add(harness.row(name, own, found["wall"], wall, "images/s", target=target, **more, **each))
+    if not raw:
+        what = f"simplejpeg, {harness.cores()} threads at once"
+        report.add(harness.row(name, own, found["at once"], what, "images/s", **more, **each))
     if torch is not None:
         tried: dict[str, Any] = {"peer_by_workers": {str(key): value for key, value in rates.items()}}
         target = 10 if raw else 1.4

@@ -1,17 +1,21 @@
 """The images of a prepared split, read from its part files.
 
-Part files are mapped into memory: a copy from there is half again as fast as `pread`. The
-mapped pages are the system's cache and not the process's own memory.
+They are read and not mapped: mapped pages would count as memory of the process, and grow
+with the set. Batches are put into memory of earlier ones (`Memory`); fresh memory costs
+more time than the copying.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
-import mmap
+import math
 import os
 import pathlib
+import resource
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
@@ -19,9 +23,7 @@ from typing import NoReturn
 import numpy as np
 import simplejpeg
 
-_OPEN_FILES = 512  # part files kept open; beyond that each reading opens its file
-# Bytes read before mapped pages are given up: half of the machine's memory. A page that is read again costs a fault.
-_LET_GO = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+_OPEN_FILES = 512  # part files that a split keeps open at most; beyond that each reading opens its file
 
 
 class DataError(ValueError):
@@ -33,56 +35,74 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Memory:
+    """Memory for arrays, used again once nothing refers to the array that it was given out as.
+
+    Fresh memory is cleared by the system page by page, which is slow. Any number of threads
+    at once; it holds as much as was in use at any one time, until it is let go itself.
+
+    Arrays may be given to JAX, whole or as views: `device_put` holds a reference to what it was
+    given for as long as the runtime reads it. On a CPU, which may use the memory as it is
+    (`kImmutableZeroCopy`), that is until the device array is gone and the last computation with
+    it has ended; on a GPU, to which it is copied after `device_put` has returned
+    (`kImmutableUntilTransferCompletes`), until the copy is whole.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[memoryview] = []
+
+    def array(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array uint8 of that shape, its content undefined."""
+        size = math.prod(shape)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = memoryview(b"")
+        if memory.nbytes != size:  # what was there is let go: the sizes of batches seldom change
+            memory = np.empty(size, np.uint8).data
+        # Views of a view refer to the first array that is on foreign memory, which is this one.
+        array = np.frombuffer(memory, np.uint8)
+        weakref.finalize(array, self._free.append, memory).atexit = False
+        return array.reshape(shape)
+
+
 class _Parts:
-    """Gives pieces of a split's part files; any number of threads at once."""
+    """Reads pieces of a split's part files; any number of threads at once."""
 
     def __init__(self, files: Sequence[pathlib.Path]):
         self._files = list(files)
-        self._maps: dict[int, np.ndarray] = {}
-        self._mapped: list[mmap.mmap] = []
+        self._open: dict[int, int] = {}
         self._lock = threading.Lock()
-        self._given = 0
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        # Most is left to the other splits, to checkpoints and to the runtime.
+        self._most = _OPEN_FILES if limit == resource.RLIM_INFINITY else min(_OPEN_FILES, limit // 8)
 
-    def piece(self, part: int, offset: int, length: int) -> np.ndarray:
-        """So many bytes of a part, uint8 (length,), to be copied at once."""
-        content = self._maps.get(part)
-        if content is None:
-            content, whole = self._open(part, offset, length)
-            if not whole:
-                return content
-        if len(content) < offset + length:
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def read(self, part: int, offset: int, into: memoryview | bytearray) -> None:
+        """Fills `into` from a part."""
+        descriptor = self._open.get(part)
+        try:
+            if descriptor is not None:
+                found = os.preadv(descriptor, [into], offset)
+            else:
+                with self._files[part].open("rb", buffering=0) as file:
+                    found = os.preadv(file.fileno(), [into], offset)
+                    with self._lock:
+                        if part not in self._open and len(self._open) < self._most:
+                            self._open[part] = os.dup(file.fileno())
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise DataError(f"{error}: raise the limit of open files (ulimit -n)") from None
+            self.damaged(part, str(error))
+        if found < len(into):
             self.damaged(part, "it is shorter than manifest.json says")
-        return content[offset : offset + length]
 
     def damaged(self, part: int, reason: str) -> NoReturn:
         """Raises a DataError that names the part."""
         raise DataError(f"{self._files[part]} is damaged ({reason}): see alexnet-jax prepare --check")
-
-    def _open(self, part: int, offset: int, length: int) -> tuple[np.ndarray, bool]:
-        """All of a part, mapped, and True; or the piece and False, where too many files are open already."""
-        try:
-            with self._files[part].open("rb", buffering=0) as file:
-                with self._lock:
-                    if part not in self._maps and len(self._maps) < _OPEN_FILES:
-                        self._mapped.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                        self._maps[part] = np.frombuffer(self._mapped[-1], np.uint8)
-                    if part in self._maps:
-                        return self._maps[part], True
-                found = os.pread(file.fileno(), length, offset)
-        except (OSError, ValueError) as error:  # ValueError: an empty file
-            self.damaged(part, str(error))
-        if len(found) < length:
-            self.damaged(part, "it is shorter than manifest.json says")
-        return np.frombuffer(found, np.uint8), False
-
-    def count(self, given: int) -> None:
-        """Counts bytes that were read; gives the mapped pages up now and then: they stay in the system's cache."""
-        self._given += given
-        if self._given < _LET_GO:
-            return
-        self._given = 0
-        for mapped in list(self._mapped):
-            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class PartImages:
@@ -110,7 +130,11 @@ class PartImages:
                 raise IndexError(rows)
             return self[[int(rows) % len(self)]][0]
         chosen = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows, np.int64)
-        images = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+        return self.read(chosen, Memory())
+
+    def read(self, chosen: np.ndarray, memory: Memory) -> np.ndarray:
+        """The images of the chosen rows, int (N,), as an array (N, S, S, 3) in memory of `memory`."""
+        images = memory.array((len(chosen), *self.shape[1:]))
         if not len(chosen):
             return images
         if not 0 <= chosen.min() <= chosen.max() < len(self):
@@ -147,8 +171,7 @@ class RawImages(PartImages):
         each = self.shape[1] * self.shape[2] * 3
         flat = images.reshape(len(images), each)
         for index, (part, row, _) in enumerate(places):
-            flat[index] = self._parts.piece(part, row * each, each)
-        self._parts.count(flat.nbytes)
+            self._parts.read(part, row * each, flat[index].data)
 
 
 class JpegImages(PartImages):
@@ -173,11 +196,11 @@ class JpegImages(PartImages):
     def _fill(self, images: np.ndarray, places: list[tuple[int, int, int]]) -> None:
         side = self.shape[1]
         for image, (part, row, place) in zip(images, places, strict=True):
-            content = self._parts.piece(part, int(self._offsets[place]), int(self._sizes[place]))
+            content = bytearray(self._sizes[place])
+            self._parts.read(part, int(self._offsets[place]), content)
             try:
                 found = simplejpeg.decode_jpeg(content, "RGB", buffer=image)
             except ValueError as error:
                 self._parts.damaged(part, f"its image {row} is no JPEG: {error}")
             if found.shape != (side, side, 3):
                 self._parts.damaged(part, f"its image {row} has {found.shape[1]} × {found.shape[0]} pixels")
-        self._parts.count(int(self._sizes[[place for _, _, place in places]].sum()))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import keys
-from alexnet_jax.data.images import cores
+from alexnet_jax.data.images import Memory, PartImages, cores
 from alexnet_jax.data.prepared import Split
 
 
@@ -84,11 +84,12 @@ def training_batches(
     """
     per_epoch = steps_per_epoch(len(split), batch_size, last_batch)
     order = functools.lru_cache(maxsize=2)(functools.partial(keys.permutation, seed, count=len(split)))
+    memory = Memory()
 
     def gather(step: int) -> Batch:
         epoch, position = divmod(step, per_epoch)
         chosen = order(epoch)[position * batch_size : (position + 1) * batch_size]
-        return place(_rows(split, chosen, share))
+        return place(_rows(split, chosen, share, memory))
 
     return _ahead(grain.MapDataset.range(first_step, num_steps).map(gather))
 
@@ -108,10 +109,11 @@ def evaluation_batches(
       share: as in `training_batches`.
       place: as in `training_batches`.
     """
+    memory = Memory()
 
     def gather(start: int) -> Batch:
         chosen = np.arange(start, min(start + batch_size, len(split)))
-        return place(_rows(split, chosen, share, size=batch_size))
+        return place(_rows(split, chosen, share, memory, size=batch_size))
 
     return _ahead(grain.MapDataset.range(0, len(split), batch_size).map(gather))
 
@@ -122,7 +124,7 @@ def _ahead(batches: Any) -> Iterator[Batch]:
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)))
 
 
-def _rows(split: Split, chosen: np.ndarray, share: Share, size: int = 0) -> Batch:
+def _rows(split: Split, chosen: np.ndarray, share: Share, memory: Memory, size: int = 0) -> Batch:
     """A process's rows of the global batch of the chosen images, filled up to `size` at least."""
     multiple = share.multiple or share.count
     filled = -(-max(len(chosen), size) // multiple) * multiple
@@ -130,7 +132,10 @@ def _rows(split: Split, chosen: np.ndarray, share: Share, size: int = 0) -> Batc
     rows = np.arange(share.index * each, (share.index + 1) * each)
     mask = rows < len(chosen)
     mine = chosen[np.where(mask, rows, 0)]
-    images = _take(split.images, mine) if isinstance(split.images, jax.Array) else split.images[mine]
+    if isinstance(split.images, PartImages):
+        images: Any = split.images.read(mine, memory)
+    else:
+        images = _take(split.images, mine) if isinstance(split.images, jax.Array) else split.images[mine]
     return Batch(images, split.labels[mine], mask)
 
 

@@ -112,14 +112,7 @@ def finish(work: Work) -> None:
     manifest = {
         "format": plan.format,
         "source": plan.source,
-        "fingerprint": plan.fingerprint,
-        "image_size": plan.image_size,
-        "resize_rule": plan.resize_rule,
-        "encoding": plan.encoding,
-        "quality": plan.quality,
-        "max_pixels": plan.max_pixels,
-        "source_counts": plan.counts,
-        "classes": list(plan.classes),
+        **settings(plan),
         "splits": splits,
         "skipped": skipped,
         "duplicates": _duplicates(digests, names),
@@ -132,6 +125,20 @@ def finish(work: Work) -> None:
     with replacing(work.out / MANIFEST, work.folder) as file:
         file.write(json.dumps(manifest, indent=1).encode())
     shutil.rmtree(work.folder, ignore_errors=True)
+
+
+def settings(plan: Plan) -> dict[str, Any]:
+    """What a manifest says of its plan; folders with other values have another content."""
+    return {
+        "fingerprint": plan.fingerprint,
+        "image_size": plan.image_size,
+        "resize_rule": plan.resize_rule,
+        "encoding": plan.encoding,
+        "quality": plan.quality,
+        "max_pixels": plan.max_pixels,
+        "source_counts": plan.counts,
+        "classes": list(plan.classes),
+    }
 
 
 def _joined(arrays: Sequence[np.ndarray], shape: tuple[int, ...], dtype: type) -> np.ndarray:

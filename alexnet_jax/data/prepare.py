@@ -22,7 +22,7 @@ import xxhash
 
 from alexnet_jax.data.decode import MAX_PIXELS, DecodeError, decode, quiet_pillow
 from alexnet_jax.data.images import cores
-from alexnet_jax.data.merge import finish
+from alexnet_jax.data.merge import finish, settings
 from alexnet_jax.data.parts import PER_PART, Kept, Part, PartWriter, Plan, Work, full_disk_in_words, make_plan
 from alexnet_jax.data.prepared import ENCODINGS, MANIFEST, UNFINISHED, DataError, read_manifest
 from alexnet_jax.data.sources import Examples, Source
@@ -125,19 +125,9 @@ def _finished(out: pathlib.Path, plan: Plan) -> bool:
     if not (out / MANIFEST).is_file():
         return False
     manifest = read_manifest(out)
-    wanted = {
-        "fingerprint": plan.fingerprint,
-        "image_size": plan.image_size,
-        "resize_rule": plan.resize_rule,
-        "encoding": plan.encoding,
-        "quality": plan.quality,
-        "max_pixels": plan.max_pixels,
-        "source_counts": plan.counts,
-        "classes": list(plan.classes),
-    }
     changed = [
         f"other {key}" if key in ("fingerprint", "classes") else f"{key} {manifest.get(key)!r} there, {value!r} now"
-        for key, value in wanted.items()
+        for key, value in settings(plan).items()
         if manifest.get(key) != value
     ]
     if changed:
