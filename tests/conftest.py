@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 
@@ -42,3 +43,10 @@ def x64():
     """Runs the test in 64-bit JAX."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def collected():
+    """Collects, at the end of the test, what failed saves and restores left behind."""
+    yield
+    gc.collect()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import pathlib
 import random
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoint_writer import assert_same, metadata, tree
+from damage import FAILURES
 
 from alexnet_jax.checkpoint import CheckpointError, Checkpoints, DiskFullError
 
@@ -25,18 +25,7 @@ WRITER = pathlib.Path(__file__).with_name("checkpoint_writer.py")
 SIZE = 600_000  # numbers; writing them takes longer than all else
 MIB = 2**20
 
-# Orbax leaves an event loop behind when a save fails in the middle, which complains at an end of its own.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.usefixtures("abandoned"),
-]
-
-
-@pytest.fixture
-def abandoned():
-    """Collects what failed saves left behind."""
-    yield
-    gc.collect()
+pytestmark = FAILURES
 
 
 @pytest.fixture

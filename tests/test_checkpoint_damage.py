@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import functools
-import gc
 import random
 import shutil
 
 import pytest
 from checkpoint_writer import assert_same, metadata, tree
+from damage import FAILURES, empty, files, flip, remove, truncate
 
 from alexnet_jax.checkpoint import CheckpointError, Checkpoints, DamagedError
 
-# Orbax leaves an event loop behind when a restore fails in the middle, which complains at an end of its own.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.usefixtures("abandoned"),
-]
-
-
-@pytest.fixture
-def abandoned():
-    """Collects what failed restores left behind."""
-    yield
-    gc.collect()
+pytestmark = FAILURES
 
 
 @pytest.fixture(scope="session")
@@ -41,11 +30,6 @@ def written(tmp_path_factory):
 def folder(written, tmp_path):
     """A copy of `written`, to be damaged."""
     return shutil.copytree(written, tmp_path / "checkpoints")
-
-
-def files(checkpoint):
-    """The files of a checkpoint that have something in them."""
-    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.stat().st_size)
 
 
 def newest(folder):
@@ -71,26 +55,6 @@ def fell_back(folder):
     assert told[0].endswith(": set aside as 2.damaged")
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2.damaged"]
     return True
-
-
-def truncate(path, _draw):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path, _draw):
-    path.write_bytes(b"")
-
-
-def remove(path, _draw):
-    path.unlink()
-
-
-def flip(path, draw):
-    """Another value for one byte, and mostly of only one of its bits."""
-    data = bytearray(path.read_bytes())
-    place = draw.randrange(len(data))
-    data[place] ^= draw.choice([1 << draw.randrange(8), draw.randrange(1, 256)])
-    path.write_bytes(data)
 
 
 def kind(path):
@@ -183,7 +147,7 @@ def test_a_newest_without_a_record_is_damaged_not_cleaned_up(folder):
 
 def test_when_all_are_damaged_nothing_begins_from_zero(folder):
     for step in "12":
-        truncate(folder / step / "metadata" / "metadata", None)
+        truncate(folder / step / "metadata" / "metadata")
     for _again in range(2):
         with pytest.raises(CheckpointError, match=r"no checkpoint .* is whole \(damaged: 1.damaged, 2.damaged\)"):
             newest(folder)
@@ -193,7 +157,7 @@ def test_when_all_are_damaged_nothing_begins_from_zero(folder):
 def test_names_of_damaged_ones_do_not_collide_and_saving_goes_on(folder):
     for turn in range(3):
         assert newest(folder)[0].step == 2
-        truncate(folder / "2" / "metadata" / "metadata", None)
+        truncate(folder / "2" / "metadata" / "metadata")
         found, told = newest(folder)
         assert found.step == 1
         assert told[0].endswith("2.damaged" + (f"-{turn + 1}" if turn else ""))
@@ -207,7 +171,7 @@ def test_names_of_damaged_ones_do_not_collide_and_saving_goes_on(folder):
 def test_a_damaged_best_is_not_the_best(folder, name):
     path = folder / "2" / name
     for one in [path] if path.is_file() else files(path):
-        truncate(one, None)
+        truncate(one)
     checkpoints, told = Checkpoints(folder), []
     assert checkpoints.best_step() == 1
     found = checkpoints.best(tree(size=6000), tell=told.append)

@@ -133,6 +133,20 @@ def test_comparisons(shown):
     assert head == "| layer | paper | caffenet |"
 
 
+def test_a_layout(shown):
+    text = shown("summary", "paper", "--towers=2", "--batch-size=128")
+    assert "121,930,448" in text  # bytes of parameters on each of two devices
+    assert "22,151,168" in text  # pool2, gathered before conv3
+    assert "all-reduce" not in text
+    assert "all-reduce" in shown("summary", "paper", "--data=2")
+
+
+def test_a_figure_of_two_towers(shown, tmp_path):
+    text = shown("summary", "--towers=2", f"--figure={tmp_path / 'towers.svg'}")
+    assert f"drawn in {tmp_path / 'towers.svg'}" in text
+    assert "24 of 11×11×3" in (tmp_path / "towers.svg").read_text()  # the default run's network
+
+
 def test_the_version(shown):
     assert shown("--version") == f"alexnet-jax {alexnet_jax.__version__}\n"
 
@@ -171,6 +185,15 @@ def test_help_of_summary(capsys):
         (("summary", "paper", "--image-size=20"), ("20 pixels", "too small")),
         (("summary", "paper", "--image-size=0"), ("image_size", "0")),
         (("summary", "paper", "--num-classes=0"), ("num_classes", "0")),
+        (("summary", "single", "--towers=2"), ("single has 1 group", "2 towers")),
+        (("summary", "paper", "--towers=0"), ("towers=0",)),
+        (("summary", "paper", "--towers=2", "--batch-size=31"), ("31 images", "multiple of 2")),
+        (("summary", "paper", "--batch-size=32"), ("--batch-size", "--towers")),
+        (("summary", "--compare", "--towers=2"), ("--compare", "--towers")),
+        (("summary", "paper", "--figure=t.png"), ("--figure", "--towers=2")),
+        (("summary", "single", "--towers=2", "--figure=t.png"), ("single has 1 group", "2 towers")),
+        (("summary", "paper", "--towers=2", "--figure=t.nonsense"), ("nonsense", "png")),
+        (("summary", "paper", "--towers=2", "--figure=nowhere/t.png"), ("nowhere/t.png",)),
         (("summary", "--config=nowhere.py"), ("nowhere.py", "no such file")),
         (("summary", "paper", "--config=nowhere.py"), ("name", "--config")),
         (("train", "--batch_size=3"), ("alexnet-jax train:", "--config.batch_size")),

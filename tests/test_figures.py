@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import figures
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.prepared import open_prepared
 from alexnet_jax.data.sources import InMemory, Source
 from alexnet_jax.data.views import Augmentation
-from alexnet_jax.figures import confusion, data_preview, first_layer_kernels, learning_curves
+from alexnet_jax.figures import confusion, data_preview, first_layer_kernels, learning_curves, runs, two_towers
 from alexnet_jax.models import get_spec
 from alexnet_jax.training.setup import _with_mean as set_mean
 
@@ -97,6 +97,15 @@ def test_the_first_tower_is_above_the_second(tmp_path, count):
     assert abs(columns[0].min() - columns[1].min()) <= 2
 
 
+@pytest.mark.parametrize(("count", "groups"), [(2, 1), (48, 2), (96, 2), (32, 1)])
+def test_the_kernels_reach_the_edges_and_are_not_blurred(tmp_path, count, groups):
+    kernel = np.where(np.indices((11, 11)).sum(0) % 2, 1.0, -1.0)[:, :, None, None] * np.ones((1, 1, 3, count))
+    first_layer_kernels(kernel, groups, tmp_path / "kernels.png")
+    dark = (pixels(tmp_path / "kernels.png") == 0).all(-1)[30:]  # below the title
+    assert set(np.flatnonzero(dark.any(1))[[0, -1]]) == {5, dark.shape[0] - 6}
+    assert dark.sum() == 61 * 25 * count
+
+
 def test_one_tower_is_one_grid_in_order(tmp_path):
     kernel = kernels(4)
     first_layer_kernels(kernel, 1, tmp_path / "kernels.png")
@@ -162,7 +171,7 @@ def test_the_preview_shows_classes_from_all_over(tmp_path):
     pairs = [(np.full((8, 8, 3), 10 * label, np.uint8), label) for label in range(25) for _ in range(3)]
     source = Source("toy", tuple(f"class {n}" for n in range(25)), {"train": InMemory(pairs), "val": InMemory(pairs)})
     prepare(source, tmp_path / "data", size=8)
-    images, labels = figures._spread(open_prepared(tmp_path / "data"), 16)
+    images, labels = runs._spread(open_prepared(tmp_path / "data"), 16)
     assert len(set(labels.tolist())) == 16
     assert {0, 24} <= set(labels.tolist())
     assert (images[:, 0, 0, 0] == 10 * labels).all()
@@ -177,6 +186,21 @@ def test_a_confusion_table_of_any_size(tmp_path, count):
     assert pixels(tmp_path / "confusion.png").shape == (900, 1500, 3)
 
 
+def test_the_numbers_of_the_worst_classes_line_up(tmp_path):
+    table = np.diag([0, 3, 90])
+    table[0, 1], table[1, 0], table[2, 1] = 5, 2, 3  # 100 %, 40 %, 3.2 %
+    confusion(table, ["one", "one", "one"], tmp_path / "confusion.png")
+    lines = pixels(tmp_path / "confusion.png")[470:560, 1035:1200].min(-1) < 128
+    percents = lines[:, : int(0.731 * 1500) - 1035]
+    rows = np.flatnonzero(percents.any(1))
+    each = np.split(percents[rows], np.flatnonzero(np.diff(rows) > 1) + 1)
+    assert len(each) == 3
+    ends = [np.flatnonzero(line.any(0)).max() for line in each]
+    starts = [np.flatnonzero(line.any(0)).min() for line in each]
+    assert max(ends) - min(ends) <= 1
+    assert starts[0] < starts[1] - 3 < starts[2] - 6
+
+
 def test_a_mistake_is_seen_among_a_thousand_classes(tmp_path):
     table = np.diag(np.full(1000, 50))
     confusion(table, [str(label) for label in range(1000)], tmp_path / "right.png")
@@ -187,3 +211,47 @@ def test_a_mistake_is_seen_among_a_thousand_classes(tmp_path):
     rows, columns = np.nonzero(differ)
     assert 4 <= len(rows) <= 60
     assert (rows.mean() / differ.shape[0] > 0.8, columns.mean() / differ.shape[1] < 0.2) == (True, True)
+
+
+def said(path) -> list[str]:
+    """The texts of an SVG in which matplotlib left them as comments."""
+    return [
+        line.strip() for text in re.findall(r"<!-- (.*?) -->", path.read_text(), re.DOTALL) for line in text.split("\n")
+    ]
+
+
+@pytest.mark.parametrize("name", ["paper", "source2012", "caffenet", "bvlc_alexnet"])
+def test_two_towers_with_the_shapes_of_the_spec(tmp_path, name):
+    spec = get_spec(name)
+    two_towers(spec, 1000, tmp_path / "towers.svg")
+    words = said(tmp_path / "towers.svg")
+    for stage, shape in spec.stages(1000).items():
+        if stage.startswith(("conv", "fc")) and stage.endswith(".pre"):
+            half = "×".join(map(str, (*shape[:-1], shape[-1] // 2)))
+            assert words.count(half) >= 2, stage  # in each tower
+            assert words.count(stage.removesuffix(".pre")) >= 2
+    assert words.count("192 of 3×3×256") == 2  # conv3 sees both towers
+    assert words.count("128 of 5×5×48") == 2  # conv2 its own
+    assert words.count("500") == 2
+    assert "1000" in words
+    assert words.count("each way") == 4  # before conv3, fc6, fc7, fc8
+    seams = [line for line in words if line.startswith("seam of ")]
+    assert seams == ([] if name in ("paper", "source2012") else ["seam of norm1", "seam of norm2"])
+    if name == "bvlc_alexnet":
+        assert {"55×55×2 ↓", "55×55×2 ↑", "27×27×2 ↓", "27×27×2 ↑"} <= set(words)
+
+
+def test_two_towers_of_other_networks(tmp_path):
+    small = get_spec("paper").with_convs(norm=None).at_image_size(64)
+    two_towers(dataclasses.replace(small, dense=()), 5, tmp_path / "towers.svg")
+    words = said(tmp_path / "towers.svg")
+    assert words.count("fc6") == 2
+    assert words.count("whole on both") == 1 + 2  # the image, and 5 classes in either tower
+    two_towers(get_spec("paper"), 1000, tmp_path / "towers.png")
+    assert min(pixels(tmp_path / "towers.png").shape[:2]) > 500
+
+
+def test_one_column_is_not_drawn_as_two(tmp_path):
+    with pytest.raises(ValueError, match=r"single has 1 group\(s\) of kernels and can't be split over 2 towers"):
+        two_towers(get_spec("single"), 1000, tmp_path / "towers.png")
+    assert list(tmp_path.iterdir()) == []

@@ -40,12 +40,13 @@ class Checkpoints:
     compared whenever it is read.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int = 2, read_only: bool = False):
+    def __init__(self, directory: pathlib.Path, *, keep: int = 2, read_only: bool = False, processes: int = 1):
         """Opens (and creates) a folder of checkpoints.
 
         Args:
           directory: the folder.
           keep: how many of the latest are kept; the best is kept besides.
+          processes: of how many of JAX's processes this is the one that writes.
           read_only: changes nothing in the folder, in which another process may be writing. Otherwise what
             a killed process left half written or half deleted is removed here.
 
@@ -53,6 +54,7 @@ class Checkpoints:
           CheckpointError: the folder can't be written.
         """
         self._directory, self._keep, self._read_only = directory.absolute(), keep, read_only
+        self._processes = processes
         self._pending: CheckpointError | None = None
         self._writing: int | None = None
         self._verified: set[int] = set()
@@ -202,8 +204,13 @@ class Checkpoints:
         self._raise_pending()
 
     def _open(self) -> ocp.CheckpointManager:
+        here = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix="alexnet_jax"
+        )
         options = ocp.CheckpointManagerOptions(
             create=False,
+            **({"multiprocessing_options": alone} if self._processes > 1 else {}),
             preservation_policy=_Preserved(self._preserved),
             # A folder that can't be made is known at once; Orbax's threads would wait for it for minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),

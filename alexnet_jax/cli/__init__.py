@@ -17,7 +17,8 @@ COMMANDS = {
     "prepare": ("preparing", "prepare", "makes a data set ready to train on"),
     "train": ("training", "train", "trains a network"),
     "evaluate": ("evaluating", "evaluate", "the errors of a run, or of several together"),
-    "summary": ("summary", "summary", "the layer table of a network"),
+    "summary": ("summary", "summary", "the layer table of a network, and its layout over devices"),
+    "doctor": ("doctor", "doctor", "versions, devices, memory and disks, for a bug report"),
 }
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 
 from alexnet_jax.cli.arguments import refuse
 
 
 def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> int:
-    """`alexnet-jax train` and `train.py`: exit code 0, 1, 2, 130 or 143, see `flags.USAGE`."""
+    """`alexnet-jax train` and `train.py`: the exit code, see `flags.USAGE`."""
+    import jax
+
     from alexnet_jax.checkpoint import CheckpointError
     from alexnet_jax.data.prepared import DataError
     from alexnet_jax.training import flags
     from alexnet_jax.training.config import ConfigError
+    from alexnet_jax.training.errors import LostProcess, RunError
     from alexnet_jax.training.loop import train as run
-    from alexnet_jax.training.trouble import RunError
+    from alexnet_jax.training.processes import leave
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if any(argument in ("-h", "--help", "-help", "--helpfull") for argument in arguments):
@@ -27,9 +31,16 @@ def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> in
         command = flags.parse(arguments)
         outcome = run(command.config, command.workdir)
     except (ConfigError, DataError, CheckpointError) as error:
-        return refuse(program, str(error))
+        return leave(refuse(program, str(error)), error)
     except RunError as error:
-        return refuse(program, str(error), code=1)
+        return leave(refuse(program, str(error), code=75 if isinstance(error, LostProcess) else 1), error)
     except KeyboardInterrupt:
-        return refuse(program, "stopped at once; the same command resumes from the last checkpoint", code=130)
-    return 128 + outcome.stopped_by if outcome.stopped_by else 0
+        return leave(refuse(program, "stopped at once; the same command resumes from the last checkpoint", code=130))
+    except Exception:
+        if jax.distributed.is_initialized():  # the others know nothing of it
+            traceback.print_exc()
+            leave(1)
+        raise
+    if outcome.stopped_by is None:
+        return 0
+    return 128 + outcome.stopped_by if outcome.agreed else leave(128 + outcome.stopped_by)

@@ -152,7 +152,7 @@ class AlexNet(nnx.Module):
         """Logits and every stage. What nobody takes, the compiler leaves out."""
         h = self._checked(images)
         if self.tower_axis is not None:
-            self._check_towers(lax.axis_size(self.tower_axis))
+            self.spec.check_towers(lax.axis_size(self.tower_axis))
         if train and dropout_key is None:
             raise ValueError("train=True needs a key for dropout: pass dropout_key=jax.random.key(0)")
         keys = keys_lib.per_image(dropout_key, h.shape[0]) if train and dropout_key is not None else None
@@ -215,9 +215,7 @@ class AlexNet(nnx.Module):
         options = dataclasses.asdict(norm) | {"forms": self.forms}
         if self.tower_axis is None or norm.groups > 1:
             return local_response_norm(h, **options | {"groups": self._local(norm.groups)})
-        if norm.size is None:
-            raise ValueError("a norm over the whole width can't run in towers: give it a size, or groups")
-        low, high = norm.size // 2, (norm.size - 1) // 2
+        low, high = norm.seam()
         wide = local_response_norm(with_neighbours(h, low, high, self.tower_axis), **options)
         return wide[..., low : low + h.shape[-1]]
 
@@ -240,15 +238,6 @@ class AlexNet(nnx.Module):
         if self.tower_axis is None or groups == 1:
             return groups
         return groups // lax.axis_size(self.tower_axis)
-
-    def _check_towers(self, towers: int) -> None:
-        norms = [conv.norm.groups for conv in self.spec.convs if conv.norm is not None]
-        split = [groups for groups in [*(conv.groups for conv in self.spec.convs), *norms] if groups > 1]
-        if self.spec.groups % towers or any(groups % towers for groups in split):
-            raise ValueError(
-                f"{self.spec.name} has {self.spec.groups} group(s) of kernels and can't be split over {towers} towers: "
-                "every grouped layer and norm must divide by them"
-            )
 
     def _checked(self, images: jax.typing.ArrayLike) -> jax.Array:
         images = jnp.asarray(images)

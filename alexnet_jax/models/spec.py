@@ -92,6 +92,12 @@ class NormSpec:
         _at_least(self.groups, 1, "norm.groups")
         checks.choice(self.alpha_per, "norm.alpha_per", ("term", "window"))
 
+    def seam(self) -> tuple[int, int]:
+        """How many channels before its own, and after them, a tower needs where the norm crosses towers."""
+        if self.size is None:
+            raise ValueError("a norm over the whole width can't run in towers: give it a size, or groups")
+        return self.size // 2, (self.size - 1) // 2
+
 
 @dataclasses.dataclass(frozen=True)
 class MapNormSpec:
@@ -286,6 +292,24 @@ class ModelSpec:
                 norm = dataclasses.replace(norm, groups=groups)
             convs.append(dataclasses.replace(conv, norm=norm, groups=groups if conv.groups > 1 else 1))
         return dataclasses.replace(self, convs=tuple(convs))
+
+    def check_towers(self, towers: int) -> None:
+        """Whether the network can be split over so many towers.
+
+        Raises:
+          ValueError: it has no such groups, or a layer whose channels they do not divide.
+        """
+        norms = [conv.norm.groups for conv in self.convs if conv.norm is not None]
+        split = [groups for groups in [*(conv.groups for conv in self.convs), *norms] if groups > 1]
+        if self.groups % towers or any(groups % towers for groups in split):
+            raise ValueError(
+                f"{self.name} has {self.groups} group(s) of kernels and can't be split over {towers} towers: "
+                "every grouped layer and norm must divide by them"
+            )
+        widths = [layer.features for layer in self.convs] + [layer.features for layer in self.dense]
+        for name, width in zip(self.conv_names() + self.dense_names(), widths, strict=True):
+            if width % towers:
+                raise ValueError(f"{name} has {width} channels, which {towers} towers do not divide")
 
     def walk(self, num_classes: int) -> list[Stage]:
         """Every stage in the order of the computation, with the shapes before and after it.

@@ -23,6 +23,7 @@ from alexnet_jax.data.views import COLOUR_NOISES
 from alexnet_jax.models import ModelSpec, get_spec
 from alexnet_jax.training.model_config import ModelConfig, changed
 from alexnet_jax.training.optimizer_config import OptimizerConfig
+from alexnet_jax.training.parallel_config import ParallelConfig
 from alexnet_jax.training.schema import ConfigError
 from alexnet_jax.training.schema import key as _key
 from alexnet_jax.training.schema import one_of as _one_of
@@ -78,6 +79,7 @@ class Config:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     batch_size: int = _positive(32, "images a training step", unit="images")
     accumulate_steps: int = _positive(
         1, "parts in which a step takes its batch, one after the other: the same numbers in less memory", unit="parts"
@@ -285,7 +287,7 @@ _EARLIER: dict[str, Any] = {
 
 def differences(config: Config, earlier: dict[str, Any]) -> list[str]:
     """What keeps a run with `earlier` (its `config.json`) from going on with this one: a line a key."""
-    now, then = _flat(to_dict(config)), _flat(earlier)
+    now, then = flat(to_dict(config)), flat(earlier)
     then = _EARLIER | then
     fixed = [key.name for key in keys() if not key.may_change]
     return [
@@ -293,10 +295,11 @@ def differences(config: Config, earlier: dict[str, Any]) -> list[str]:
     ]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their whole names, such as "data.source"."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
 
 

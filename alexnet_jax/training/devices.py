@@ -9,7 +9,7 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -52,10 +52,13 @@ def compilation_cache(config: Config) -> Iterator[None]:
     """JAX's cache of compiled programs in the user's cache folder, for the time of the run only.
 
     A folder that JAX is set to already (JAX_COMPILATION_CACHE_DIR) stays the one. The cache of one
-    processor is no good for another, so each kind has a folder of its own.
+    processor is no good for another, so each kind has a folder of its own. Several processes with
+    GPUs have none but that folder, which they must share: XLA has them tune their programs
+    together, and one that finds its program in a cache would leave the others waiting.
     """
     from jax.experimental.compilation_cache import compilation_cache as cache
 
+    kept = config.compilation_cache and not (jax.process_count() > 1 and jax.default_backend() == "gpu")
     if config.compilation_cache and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         yield
         return
@@ -63,7 +66,7 @@ def compilation_cache(config: Config) -> Iterator[None]:
     folder = root / hashlib.sha256(_processor().encode()).hexdigest()[:12]
     wanted = (
         {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.2}
-        if config.compilation_cache
+        if kept
         else {"jax_enable_compilation_cache": False}
     )
     before = {name: getattr(jax.config, name) for name in wanted}
@@ -117,11 +120,13 @@ def check_gpu(require_gpu: bool) -> str | None:
     return None
 
 
-def describe() -> str:
-    """The device of the run and those it leaves alone, in words."""
-    first, *others = jax.local_devices()
-    words = f"{first.platform}:{first.id} ({first.device_kind})"
-    return words + (f"; left unused: {', '.join(f'{d.platform}:{d.id}' for d in others)}" if others else "")
+def describe(used: Sequence[jax.Device] = ()) -> str:
+    """The devices of the run (JAX's first if none are named) and those of this host that it leaves alone, in words."""
+    used = used or jax.local_devices()[:1]
+    first = used[0]
+    words = f"{len(used)} × {first.platform}" if len(used) > 1 else f"{first.platform}:{first.id}"
+    idle = ", ".join(f"{device.platform}:{device.id}" for device in jax.local_devices() if device not in used)
+    return f"{words} ({first.device_kind})" + (f"; left unused: {idle}" if idle else "")
 
 
 def peak_memory_mib() -> float:

@@ -26,8 +26,9 @@ machine. The same command again resumes the run in its workdir; a finished run s
   --workdir=DIR       where the run is written (default: runs/<name of the config>)
 
 Exit codes: 0 finished; 1 it can't go on (diverged, out of memory, disk full); 2 the command line,
-configuration, data or workdir can't be used; 130 stopped by SIGINT; 143 stopped by SIGTERM: a batch
-system should start the same command again, it resumes.
+configuration, data or workdir can't be used; 75 another process of the run was lost; 130 stopped by
+SIGINT; 143 stopped by SIGTERM. After 75 and 143 a batch system should start the same command again, in
+every process: it resumes. (134: JAX itself ended a process because it could not reach another.)
 
 Keys, with their values in the default run:
 """

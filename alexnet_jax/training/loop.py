@@ -9,8 +9,6 @@ import math
 import pathlib
 import signal
 import time
-from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -18,22 +16,23 @@ from rich.console import Console
 
 from alexnet_jax import evaluation, figures
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.training import devices, progress
+from alexnet_jax.training import devices, processes, progress
+from alexnet_jax.training.clock import Clock
 from alexnet_jax.training.config import Config, to_dict
+from alexnet_jax.training.errors import NothingSaved
 from alexnet_jax.training.metrics import MetricsLog, write_atomically
-from alexnet_jax.training.result import earlier_result, finish, git_state, print_end
+from alexnet_jax.training.result import earlier_result, finish, git_state, print_end, program
 from alexnet_jax.training.saving import Progress, Saver
 from alexnet_jax.training.setup import Interrupted, Run, check_workdir, describe, has_checkpoint, precision, set_up
 from alexnet_jax.training.signals import Stop, Stopped
 from alexnet_jax.training.step import TrainState
 from alexnet_jax.training.trouble import (
-    NothingSaved,
     first_bad,
     memory_in_words,
     report_divergence,
     stalled,
 )
-from alexnet_jax.training.watching import Watch
+from alexnet_jax.training.watching import Unheard, Watch, first_kernels
 from alexnet_jax.training.workdir import locked, writing
 
 EVALUATION_GRACE = 3.0  # seconds that an evaluation may still take after a signal
@@ -46,10 +45,12 @@ class Outcome:
     Attributes:
       result: what `result.json` holds, or None if the run was interrupted.
       stopped_by: the signal that interrupted it, or None.
+      agreed: whether the other processes of the run, if it has any, have stopped too.
     """
 
     result: dict[str, Any] | None
     stopped_by: signal.Signals | None = None
+    agreed: bool = True
 
 
 def train(config: Config, workdir: pathlib.Path, *, console: Console | None = None) -> Outcome:
@@ -72,97 +73,136 @@ def train(config: Config, workdir: pathlib.Path, *, console: Console | None = No
     console = console or Console(highlight=False, soft_wrap=True, markup=False)
     began = time.perf_counter()
     devices.set_deterministic(config.deterministic)
-    warning = devices.check_gpu(config.require_gpu)
-    check_workdir(config, workdir)
+    team = processes.join(config.parallel)
+    if not team.first:
+        console = Console(quiet=True)
     with (
         Stop().listening() as stop,
-        locked(workdir),
+        contextlib.ExitStack() as stack,
+        team.losses_in_words(),
         memory_in_words(config),
         precision(config),
         devices.compilation_cache(config),
     ):
         try:
-            return _train(config, workdir, console, stop, began, warning)
+            warning = team.by_all(lambda: devices.check_gpu(config.require_gpu))
+            processes.check_the_same(team, "configuration or program", program(config))
+
+            def take() -> None:
+                check_workdir(config, workdir)
+                stack.enter_context(locked(workdir))
+
+            team.by_first(take)
+            return _train(config, workdir, console, stop, began, warning, team)
         except Stopped:
             console.print("The same command goes on from the last checkpoint.", markup=False)
-            return Outcome(None, stop.signal)
+            return Outcome(None, stop.signal, agreed=team.alone)
 
 
 def _train(
-    config: Config, workdir: pathlib.Path, console: Console, stop: Stop, began: float, warning: str | None
+    config: Config,
+    workdir: pathlib.Path,
+    console: Console,
+    stop: Stop,
+    began: float,
+    warning: str | None,
+    team: processes.Team,
 ) -> Outcome:
     git = git_state()
+    resumes = team.by_first(lambda: has_checkpoint(workdir))
     with progress.Counter("images prepared", console=console) as counter:
-        run = set_up(config, progress=counter, resumes=has_checkpoint(workdir))
-    with writing(workdir):
-        (workdir / "checkpoints").mkdir(exist_ok=True)
-        if not (workdir / "data_preview.png").exists():
-            figures.data_preview(run.data, run.spec.input, run.augmentation, workdir / "data_preview.png")
-        checkpoints = Checkpoints(workdir / "checkpoints")
+        run = team.by_all(lambda: set_up(config, progress=counter, resumes=resumes, team=team))
+    processes.check_the_same(team, "data set", {"checksum": run.data.fingerprint})
+    checkpoints: Checkpoints | None = None
+
+    def open_workdir() -> None:
+        nonlocal checkpoints
+        with writing(workdir):
+            (workdir / "checkpoints").mkdir(exist_ok=True)
+            if not (workdir / "data_preview.png").exists():
+                figures.data_preview(run.data, run.spec.input, run.augmentation, workdir / "data_preview.png")
+            checkpoints = Checkpoints(workdir / "checkpoints", processes=team.count)
+
+    def begin(names: tuple[str, ...]) -> None:
+        with writing(workdir):
+            write_atomically(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+            for name in names:
+                (workdir / name).unlink(missing_ok=True)
+
+    team.by_first(open_workdir)
     try:
         saver = Saver(run, checkpoints, workdir, lambda text: console.print(text, markup=False))
         state, history = saver.restored()
         first_step = int(state.step)
-        with writing(workdir):
-            write_atomically(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
         _print_beginning(console, run, workdir, first_step, warning)
         if first_step < run.num_steps or history.unevaluated:
-            with writing(workdir):
-                for name in ("result.json", "diverged.json"):
-                    (workdir / name).unlink(missing_ok=True)
-            state = _Loop(run, workdir, saver, console, stop, history).steps(state)
-        elif (result := earlier_result(workdir)) is not None:
-            console.print("This run is finished: nothing was trained.")
-            print_end(console, result, workdir)
-            return Outcome(result)
-        if stop.signal is not None:
-            console.print(
-                f"Stopped by {stop.signal.name} after step {int(state.step):,}; a checkpoint is in "
-                f"{workdir / 'checkpoints'}. The same command resumes.",
-                markup=False,
-            )
-            return Outcome(None, stop.signal)
+            team.by_first(lambda: begin(("result.json", "diverged.json")))
+            state, stopped = _Loop(run, workdir, saver, console, stop, history).steps(state)
+            if stopped is not None:
+                console.print(
+                    f"Stopped by {stopped.name} after step {int(state.step):,}; a checkpoint is in "
+                    f"{workdir / 'checkpoints'}. The same command resumes.",
+                    markup=False,
+                )
+                return Outcome(None, stopped)
+        else:
+            team.by_first(lambda: begin(()))
+            if (result := team.by_first(lambda: earlier_result(workdir))) is not None:
+                console.print("This run is finished: nothing was trained.")
+                print_end(console, result, workdir)
+                return Outcome(result)
         seconds = time.perf_counter() - began
         result = finish(run, saver, workdir, int(state.step), seconds=seconds, git=git)
         print_end(console, result, workdir)
         return Outcome(result)
     finally:
         with contextlib.suppress(Exception):  # told by the saver
-            checkpoints.close()
+            if checkpoints is not None:
+                checkpoints.close()
 
 
 class _Loop:
     """The steps of one process: reads metrics a step late, so that the device never waits for Python."""
 
     def __init__(self, run: Run, workdir: pathlib.Path, saver: Saver, console: Console, stop: Stop, history: Progress):
-        self._run, self._workdir, self._saver = run, workdir, saver
+        self._run, self._workdir, self._saver, self._team = run, workdir, saver, run.team
         self._console, self._stop, self._history = console, stop, history
+        self._wished = False  # to save, which others have yet to hear
         self._pending: list[dict[str, Any]] = list(history.pending)  # of the steps since the last line
         self._shown: dict[str, Any] = {}
         self._score: tuple[int, float | None] = (-1, None)  # of the last evaluation's step
-        self._clock = _Clock()
+        self._clock = Clock()
+        self._granted: Any = None  # the last step's, on the device
+        self._log: MetricsLog | Unheard = Unheard()
+        self._watch: Watch | Unheard = Unheard()
 
-    def steps(self, state: TrainState) -> TrainState:
-        """Trains up to the last step, or until a stop signal; the last state is in a checkpoint then."""
+    def steps(self, state: TrainState) -> tuple[TrainState, signal.Signals | None]:
+        """Trains up to the last step, or until a stop signal came here or to another process (then SIGTERM).
+
+        The last state is in a checkpoint then.
+        """
         first_step = int(state.step)
         self._reporter = progress.Reporter(self._run.num_steps, first_step=first_step, console=self._console)
         tell, self._saver.tell = self._saver.tell, self._reporter.line
         try:
-            with writing(self._workdir):
-                path = self._workdir / "metrics.jsonl"
-                self._log = MetricsLog(path, up_to_step=first_step, tell=self._reporter.line)
-            self._watch = Watch(self._run, self._workdir, first_step, self._reporter.line)
+            self._team.by_first(lambda: self._open_log(first_step))
             try:
-                state = self._steps(state, first_step)
+                state, stopped = self._steps(state, first_step)
             finally:
                 self._watch.close(patience=2 if self._stop else 60)
         finally:
             self._reporter.close()
             self._saver.tell = tell
-        return state
+        return state, (self._stop.signal or signal.SIGTERM) if stopped else None
 
-    def _steps(self, state: TrainState, first_step: int) -> TrainState:
-        run, config = self._run, self._run.config
+    def _open_log(self, first_step: int) -> None:
+        with writing(self._workdir):
+            path = self._workdir / "metrics.jsonl"
+            self._log = MetricsLog(path, up_to_step=first_step, tell=self._reporter.line)
+        self._watch = Watch(self._run, self._workdir, first_step, self._reporter.line)
+
+    def _steps(self, state: TrainState, first_step: int) -> tuple[TrainState, bool]:
+        run, config, stopped = self._run, self._run.config, False
         self._saved_step, self._saved_at = first_step, time.monotonic()
         every = config.eval_every_epochs * run.steps_per_epoch
         if self._history.unevaluated:
@@ -172,10 +212,11 @@ class _Loop:
         for step in range(first_step + 1, run.num_steps + 1):
             with self._clock.waiting():
                 batch = next(batches)
-            state, metrics = run.train_step(state, run.mean_image, *batch)
+            state, metrics = run.train_step(state, run.mean_image, *batch, *self._wishes())
             self._pending.append(metrics)
             if len(self._pending) > 1:
                 jax.block_until_ready(self._pending[-2])
+            stopped, due = self._decided(step)
             self._clock.count(len(batch.labels))
             if step == first_step + 1:  # leaves the compilation out of the speed
                 jax.block_until_ready(metrics)
@@ -187,31 +228,54 @@ class _Loop:
             if evaluate:
                 try:
                     state = self._evaluate(state, step)
-                except Interrupted:
-                    self._history.unevaluated = True
+                except Interrupted:  # in all processes at the same place
+                    self._history.unevaluated, stopped = True, True
                     self._save(state, step)
-            elif self._checkpoint_due(step):
+            elif due:
                 self._save(state, step)
-            if self._stop:
+            if stopped or (self._team.alone and self._stop):
                 break
         self._end(state, int(state.step))
-        return state
+        return state, stopped or any(self._team.ask(bool(self._stop)))
 
-    def _checkpoint_due(self, step: int) -> bool:
-        config = self._run.config
-        steps = config.checkpoint_every_steps
-        late = time.monotonic() - self._saved_at > config.checkpoint_every_seconds
-        return late or (steps is not None and step % steps == 0)
+    def _late(self) -> bool:
+        """Whether it is time for a checkpoint, by this process's clock."""
+        return time.monotonic() - self._saved_at > self._run.config.checkpoint_every_seconds
+
+    def _wishes(self) -> tuple[Any, ...]:
+        """For the other processes, with the step: to stop, and to save, which is the first one's to say, once."""
+        if self._team.alone:
+            return ()
+        save = self._team.first and not self._wished and self._late()
+        self._wished = self._wished or save
+        return self._team.wishes(self._run.layout, bool(self._stop), save)
+
+    def _decided(self, step: int) -> tuple[bool, bool]:
+        """Whether to stop and to save after this step; of several processes all decide alike, a step late."""
+        steps = self._run.config.checkpoint_every_steps
+        due = steps is not None and step % steps == 0
+        if self._team.alone:
+            return bool(self._stop), due or self._late()
+        before, self._granted = self._granted, self._pending[-1].pop("wishes")
+        stop, save = (False, False) if before is None else self._team.granted({"wishes": before})
+        return stop, due or save
 
     def _end(self, state: TrainState, step: int) -> None:
         """Has the last state on disk; from then on a signal has nothing to wait for."""
-        if self._saved_step != step or not self._saver.wait():
+
+        def unsaved() -> bool:
+            return self._saved_step != step or not self._saver.wait()
+
+        def check() -> None:
+            if unsaved():
+                raise NothingSaved(
+                    f"step {step:,} could not be saved in {self._workdir}, and {self._saver.last()}: make room, and "
+                    "the same command goes on from there"
+                )
+
+        if self._team.by_first(unsaved):
             self._save(state, step)
-        if self._saved_step != step or not self._saver.wait():
-            raise NothingSaved(
-                f"step {step:,} could not be saved in {self._workdir}, and {self._saver.last()}: make room, and "
-                "the same command goes on from there"
-            )
+        self._team.by_first(check)
         self._stop.at_once = True
 
     def _report(self, state: TrainState, step: int) -> None:
@@ -280,20 +344,26 @@ class _Loop:
         # The loss decides between equal errors.
         self._score = (step, found["top1_error"] + 1e-6 * found["loss"])
         self._save(state, step)
-        self._watch.evaluated(step, state.params)
+        self._watch.evaluated(step, first_kernels(self._run, state.params))
         return state
 
     def _diverged(self, state: TrainState, what: str, step: int, metrics: dict[str, Any]) -> None:
-        raise report_divergence(
-            self._run,
-            self._workdir,
-            self._saver,
-            state,
-            what=what,
-            step=step,
-            reached=int(state.step),
-            metrics=metrics,
-        )
+        """Raises `Diverged`, in all processes."""
+        state = self._run.layout.fetch(state)
+
+        def report() -> None:
+            raise report_divergence(
+                self._run,
+                self._workdir,
+                self._saver,
+                state,
+                what=what,
+                step=step,
+                reached=int(state.step),
+                metrics=metrics,
+            )
+
+        self._team.by_first(report)
 
     def _save(self, state: TrainState, step: int) -> None:
         """Begins to write a checkpoint, unless the lines of metrics that belong before it can't be written.
@@ -303,7 +373,7 @@ class _Loop:
         """
         with self._clock.paused():
             self._stop.at_once = False
-            self._saved_step, self._saved_at = -1, time.monotonic()
+            self._saved_step, self._saved_at, self._wished = -1, time.monotonic(), False
             self._pending = jax.device_get(self._pending)
             place = first_bad(self._pending)
             if place is not None:
@@ -312,7 +382,8 @@ class _Loop:
                 self._diverged(state, "training", at, {"loss": bad["loss"] / bad["count"]})
             if not self._saver.is_finite(state):
                 self._diverged(state, "parameters", step, {})
-            if not self._log.settled():
+            settled = self._log.settled()
+            if not self._team.told(settled):
                 return
             self._history.pending = self._pending
             score = self._score[1] if self._score[0] == step else None
@@ -320,71 +391,10 @@ class _Loop:
                 self._saved_step = step
 
 
-class _Clock:
-    """Images a second, the share of waiting for data, and the time left; checkpoints and the like left out."""
-
-    def __init__(self) -> None:
-        self._seconds_a_step: float | None = None
-        self._evaluation: float | None = None
-        self._restart()
-
-    def _restart(self) -> None:
-        self._began, self._waited, self._images, self._steps = time.perf_counter(), 0.0, 0, 0
-        self._compiling = False
-
-    def count(self, images: int) -> None:
-        """Adds a step's images."""
-        self._images, self._steps = self._images + images, self._steps + 1
-
-    def first_is_done(self) -> None:
-        """The steps after the first are measured; a reading before the next one shows the first's."""
-        self._compiling = True
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts as waiting for data."""
-        if self._compiling:
-            self._restart()
-        began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Does not count."""
-        began = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - began
-
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Does not count into the speed, but into the time left."""
-        began = time.perf_counter()
-        with self.paused():
-            yield
-        self._evaluation = time.perf_counter() - began
-
-    def read(self, run: Run, step: int) -> tuple[float, float, float | None]:
-        """Images a second and share of waiting since the last reading; seconds left, None before that is known."""
-        seconds = max(time.perf_counter() - self._began, 1e-9)
-        speed, wait = self._images / seconds, self._waited / seconds
-        if not self._compiling:
-            last, now = self._seconds_a_step, seconds / max(self._steps, 1)
-            self._seconds_a_step = now if last is None else 0.7 * last + 0.3 * now
-        self._restart()
-        if self._seconds_a_step is None:
-            return speed, wait, None
-        every = run.config.eval_every_epochs * run.steps_per_epoch
-        evaluations = -(-run.num_steps // every) - step // every
-        return speed, wait, (run.num_steps - step) * self._seconds_a_step + evaluations * (self._evaluation or 0.0)
-
-
 def _print_beginning(console: Console, run: Run, workdir: pathlib.Path, first_step: int, warning: str | None) -> None:
     if warning:
         console.print(warning, style="bold red", markup=False)
-    versions = f"alexnet-jax {version('alexnet-jax')}, jax {jax.__version__}"
-    state = f"resumes after step {first_step:,}" if first_step else "new run"
-    state = "finished" if first_step >= run.num_steps else state
-    lines = [("program", versions), ("devices", devices.describe()), *describe(run)]
-    for heading, words in [*lines, ("workdir", f"{workdir.absolute()} ({state})")]:
+    resumed = f"resumes after step {first_step:,}" if first_step else "new run"
+    state = "finished" if first_step >= run.num_steps else resumed
+    for heading, words in [*describe(run), ("workdir", f"{workdir.absolute()} ({state})")]:
         console.print(f"{heading:<10} {words}", markup=False)

@@ -10,11 +10,12 @@ import subprocess
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 import alexnet_jax
 from alexnet_jax.training import devices, watching
-from alexnet_jax.training.config import Config, to_dict
+from alexnet_jax.training.config import Config, flat, to_dict
 from alexnet_jax.training.metrics import read, write_atomically
 from alexnet_jax.training.saving import Saver
 from alexnet_jax.training.setup import Run
@@ -38,9 +39,24 @@ def finish(
     """Evaluates the best checkpoint on the test images, once; draws the pictures; writes `result.json`."""
     best = saver.best_step()
     params = saver.parameters(steps if best is None else best)
-    metrics = read(workdir / "metrics.jsonl")
     split = "test" if "test" in run.data.splits else "val"
     found = run.evaluate(params, split)
+    kernel = watching.first_kernels(run, params)
+    return run.team.by_first(lambda: _written(run, workdir, steps, best, split, found, kernel, seconds, git))
+
+
+def _written(
+    run: Run,
+    workdir: pathlib.Path,
+    steps: int,
+    best: int | None,
+    split: str,
+    found: dict[str, Any],
+    kernel: np.ndarray,
+    seconds: float,
+    git: dict[str, Any] | None,
+) -> dict[str, Any]:
+    metrics = read(workdir / "metrics.jsonl")
     result = {
         "split": split,
         **found,
@@ -52,13 +68,13 @@ def finish(
         "epochs": round(steps / run.steps_per_epoch, 2),
         "seconds": round(seconds, 1),
         "peak_memory_mib": round(devices.peak_memory_mib()),
-        "device": devices.describe(),
+        "device": devices.describe(run.layout.devices),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git": git,
         "config_sha256": config_hash(run.config),
     }
     with writing(workdir):
-        watching.draw(metrics, watching.first_kernels(run, params), run.spec.groups, workdir)
+        watching.draw(metrics, kernel, run.spec.groups, workdir)
         write_atomically(workdir / "result.json", json.dumps(result, indent=1) + "\n")
     return result
 
@@ -88,13 +104,22 @@ def git_state() -> dict[str, Any] | None:
         return None
 
 
+def program(config: Config) -> dict[str, Any]:
+    """What all processes of a run must have in common, by name: configuration and versions."""
+    found = {f"config.{name}": value for name, value in flat(to_dict(config)).items()}
+    for own in ("parallel.process", "parallel.coordinator", "data.source", "data.cache_dir", "compilation_cache"):
+        del found[f"config.{own}"]
+    return found | {"git": git_state() or {}} | {name: version(name) for name in PACKAGES}
+
+
 def print_end(console: Console, result: dict[str, Any], workdir: pathlib.Path) -> None:
     """The test error, and what was written."""
     top5 = "" if result["top5_error"] is None else f", top-5 error {result['top5_error']:.2f} %"
     best = "" if result["best_step"] is None else f" (best checkpoint by validation: step {result['best_step']:,})"
     lines = [
         f"{result['split']} top-1 error {result['top1_error']:.2f} %{top5}{best}",
-        f"written to {workdir}: result.json, metrics.jsonl, checkpoints/, learning_curves.png, conv1_kernels.png",
+        f"written to {workdir}: result.json, metrics.jsonl, checkpoints/, tensorboard/, data_preview.png, "
+        "learning_curves.png, conv1_kernels.png",
     ]
     for line in lines:
         console.print(line, markup=False)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.checkpoint import CheckpointError, Checkpoints
+from alexnet_jax.checkpoint import CheckpointError, Checkpoints, Restored
 from alexnet_jax.data.prepared import DataError
 from alexnet_jax.training.setup import Run, check_earlier
 from alexnet_jax.training.step import TrainState
@@ -63,11 +63,19 @@ def _all_finite(arrays: Any) -> jax.Array:
 
 
 class Saver:
-    """Writes a run's checkpoints and opens them. A checkpoint that can't be written is told, and the run goes on."""
+    """Writes a run's checkpoints and opens them. A checkpoint that can't be written is told, and the run goes on.
 
-    def __init__(self, run: Run, checkpoints: Checkpoints, workdir: pathlib.Path, tell: Callable[[str], None]):
-        self._run, self._checkpoints, self._workdir = run, checkpoints, workdir
+    Every process of the run has one and calls it at the same places; the first alone has `checkpoints`.
+    """
+
+    def __init__(self, run: Run, checkpoints: Checkpoints | None, workdir: pathlib.Path, tell: Callable[[str], None]):
+        self._run, self._there, self._workdir = run, checkpoints, workdir
         self.tell = tell
+
+    @property
+    def _checkpoints(self) -> Checkpoints:
+        assert self._there is not None, "only the first process has checkpoints"
+        return self._there
 
     def is_finite(self, state: TrainState) -> bool:
         """Whether every parameter and momentum is a number; what is not never replaces a good checkpoint."""
@@ -75,11 +83,16 @@ class Saver:
 
     def save(self, state: TrainState, step: int, progress: Progress, score: float | None = None) -> bool:
         """Begins to write a checkpoint; False, and a warning, if it or the one before it failed."""
+        arrays = tree(self._run, state)
+        if self._run.layout.size > 1:
+            arrays = self._run.layout.fetch(arrays)  # whole, on the host: what opens in every other layout
+        if self._there is None:
+            return True
         metadata = self._run.metadata() | {"progress": progress.to_json()}
         try:
             if self._checkpoints.latest_step() == step:  # one without its evaluation
                 self._checkpoints.delete(step)
-            self._checkpoints.save(step, tree(self._run, state), metadata, score=score)
+            self._checkpoints.save(step, arrays, metadata, score=score)
         except Exception as error:
             self._failed(error)
             return False
@@ -87,6 +100,8 @@ class Saver:
 
     def wait(self) -> bool:
         """Waits until what was saved is on disk; False, and a warning, if that failed."""
+        if self._there is None:
+            return True
         try:
             self._checkpoints.wait()
         except Exception as error:
@@ -103,13 +118,13 @@ class Saver:
         )
 
     def last(self) -> str:
-        """The newest checkpoint, in words."""
+        """The newest checkpoint, in words; for the first process."""
         step = self._checkpoints.latest_step()
         return "there is no checkpoint yet" if step is None else f"the checkpoint of step {step:,} is kept"
 
     def best_step(self) -> int | None:
         """The checkpoint with the best validation error."""
-        return self._checkpoints.best_step()
+        return self._run.team.by_first(lambda: self._checkpoints.best_step())
 
     def restored(self) -> tuple[TrainState, Progress]:
         """The newest checkpoint that is whole, or the beginning if there is none; a damaged one is told of.
@@ -119,35 +134,61 @@ class Saver:
           ConfigError: it is of another configuration.
           DataError: it is of other data.
         """
+        found: Restored | None = None
+
+        def newest() -> dict[str, Any] | None:
+            nonlocal found
+            found = self._newest()
+            return None if found is None else {"progress": found.metadata.get("progress")}
+
+        about = self._run.team.by_first(newest)
+        if about is None:
+            if self._run.team.alone:
+                return self._run.initial, Progress()
+            # Each process has made its own, on another kind of processor perhaps: they start from one.
+            host = self._run.layout.fetch(vars(self._run.initial))
+            return TrainState(**self._everywhere(host, None)), Progress()
+        state = self._everywhere(None if found is None else found.tree["state"], vars(self._run.initial))
+        return TrainState(**state), Progress.from_json(about["progress"])
+
+    def _newest(self) -> Restored | None:
         step = self._checkpoints.latest_step()
-        if step is None:
-            found = self._checkpoints.newest(tree(self._run, self._run.initial), tell=self.tell)
-            assert found is None  # `newest` raises where all are damaged
-            return self._run.initial, Progress()
-        metadata = self._checkpoints.metadata(step)
-        check_earlier(self._run.config, metadata.get("config"), self._workdir)
-        if metadata.get("data") != self._run.data.fingerprint:
-            raise DataError(
-                f"{self._run.data.directory} is not the data that the run in {self._workdir} began with (other "
-                "checksums): give it that data again, or take another --workdir"
-            )
-        found = self._checkpoints.newest(tree(self._run, self._run.initial), tell=self.tell)
-        assert found is not None  # there is one, or `newest` raises
-        return TrainState(**found.tree["state"]), Progress.from_json(found.metadata.get("progress"))
+        if step is not None:
+            metadata = self._checkpoints.metadata(step)
+            check_earlier(self._run.config, metadata.get("config"), self._workdir)
+            if metadata.get("data") != self._run.data.fingerprint:
+                raise DataError(
+                    f"{self._run.data.directory} is not the data that the run in {self._workdir} began with (other "
+                    "checksums): give it that data again, or take another --workdir"
+                )
+        return self._checkpoints.newest(tree(self._run, self._run.initial), tell=self.tell)
+
+    def _everywhere(self, found: Any, like: Any) -> Any:
+        """What the first process has read, where the step wants it."""
+        if not self._run.team.alone and found is None:
+            found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+        return self._run.layout.place(self._run.team.share(found))
 
     def parameters(self, step: int) -> Any:
-        """The parameters in one checkpoint.
+        """The parameters in one checkpoint, where a step wants them.
 
         Raises:
           CheckpointError: it can't be used.
         """
-        return self._checkpoints.restore(step, tree(self._run, self._run.initial))["state"]["params"]
+        found: Any = None
+
+        def read() -> None:
+            nonlocal found
+            found = self._checkpoints.restore(step, tree(self._run, self._run.initial))["state"]["params"]
+
+        self._run.team.by_first(read)
+        return self._everywhere(found, self._run.initial.params)
 
     def last_parameters(self) -> tuple[int, Any] | None:
-        """Step and parameters of the newest checkpoint that can be read."""
+        """Step and parameters, on the host, of the newest checkpoint that can be read; for the first process."""
         try:
             self._checkpoints.wait()
             step = self._checkpoints.latest_step()
-            return None if step is None else (step, self.parameters(step))
+            return None if step is None else (step, self._checkpoints.stored(step).tree["state"]["params"])
         except Exception:  # what is wrong with it is told by the next start
             return None

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -20,11 +21,16 @@ from alexnet_jax.data.prepare import Progress
 from alexnet_jax.data.prepared import DataError, Prepared, Split, Statistics
 from alexnet_jax.data.views import Augmentation, colour_directions
 from alexnet_jax.models import ModelSpec, create_model
+from alexnet_jax.parallel import Layout
 from alexnet_jax.trained import PRECISIONS
+from alexnet_jax.training import devices
 from alexnet_jax.training import optimizer as optimizers
 from alexnet_jax.training import step as steps
 from alexnet_jax.training.config import Config, ConfigError, differences, model_spec, to_dict
 from alexnet_jax.training.init_from import Start, start_from
+from alexnet_jax.training.parallel_config import describe as describe_layout
+from alexnet_jax.training.parallel_config import make_layout
+from alexnet_jax.training.processes import Team
 from alexnet_jax.training.schedules import Schedule, make_schedule
 
 
@@ -48,12 +54,19 @@ class Run:
     initial: steps.TrainState
     train_step: Callable[..., tuple[steps.TrainState, steps.Metrics]]
     evaluation_step: Callable[..., steps.Metrics]
+    layout: Layout
+    team: Team
     loaded: tuple[tuple[str, str], ...] = ()  # what `describe` says of config.init_from
 
     @property
     def num_classes(self) -> int:
         """Comes from the data."""
         return len(self.data.classes)
+
+    @property
+    def share(self) -> loader.Share:
+        """Which rows of each batch this process reads."""
+        return loader.Share(self.team.index, self.team.count, multiple=self.layout.size)
 
     def batches(self, first_step: int) -> Iterator[loader.Batch]:
         """The training batches from a step on."""
@@ -64,24 +77,30 @@ class Run:
             last_batch=self.config.data.last_batch,
             first_step=first_step,
             num_steps=self.num_steps,
-            place=loader.to_device,
+            share=self.share,
+            place=self.layout.place_rows,
         )
 
     def evaluate(self, params: Any, split: str, *, interrupted: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Loss and errors of parameters on every image of a split, centre crops.
 
         Raises:
-          Interrupted: `interrupted` became true before the end.
+          Interrupted: `interrupted` became true before the end, in some process.
         """
-        batches = loader.evaluation_batches(self.data.splits[split], self.config.batch_size, place=loader.to_device)
+        batches = loader.evaluation_batches(
+            self.data.splits[split], self.config.batch_size, share=self.share, place=self.layout.place_rows
+        )
         before: steps.Metrics = {}
 
         def step(*batch: Any) -> steps.Metrics:
             nonlocal before
-            if interrupted():
+            wish = interrupted()
+            if wish and self.team.alone:
                 raise Interrupted
-            found = self.evaluation_step(params, self.mean_image, *batch)
+            found = self.evaluation_step(params, self.mean_image, *batch, *self.team.wishes(self.layout, wish))
             jax.block_until_ready(before)  # no further ahead, so that an interruption is noticed
+            if "wishes" in before and any(self.team.granted(before)):
+                raise Interrupted
             before = found
             return found
 
@@ -95,14 +114,17 @@ class Run:
         split, size = self.train_split, self.config.batch_size
 
         def batch(count: int) -> loader.Batch:
-            images = np.zeros((count, self.data.image_size, self.data.image_size, 3), np.uint8)
-            return loader.to_device(loader.Batch(images, np.zeros(count, split.labels.dtype), np.ones(count, bool)))
+            filled = -(-count // self.layout.size) * self.layout.size // self.team.count
+            images = np.zeros((filled, self.data.image_size, self.data.image_size, 3), np.uint8)
+            rows = loader.Batch(images, np.zeros(filled, split.labels.dtype), np.ones(filled, bool))
+            return self.layout.place_rows(rows)
 
-        self.evaluation_step(state.params, self.mean_image, *batch(size))
+        self.evaluation_step(state.params, self.mean_image, *batch(size), *self.team.wishes(self.layout, False))
         rest = len(split) % size
         if rest and self.config.data.last_batch == "keep":
             copied = jax.tree.map(jnp.copy, state)  # a step takes over the state's memory
-            jax.block_until_ready(self.train_step(copied, self.mean_image, *batch(rest)))
+            wishes = self.team.wishes(self.layout, False, False)
+            jax.block_until_ready(self.train_step(copied, self.mean_image, *batch(rest), *wishes))
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint says of itself, enough to predict on another machine."""
@@ -115,21 +137,29 @@ class Run:
         }
 
 
-def set_up(config: Config, *, progress: Progress = lambda done, total, skipped: None, resumes: bool = False) -> Run:
+def set_up(
+    config: Config,
+    *,
+    progress: Progress = lambda done, total, skipped: None,
+    resumes: bool = False,
+    team: Team | None = None,
+) -> Run:
     """Builds a run; nothing is compiled or trained yet.
 
     Args:
       config: the run.
       resumes: it goes on from a checkpoint of its own, so config.init_from is not read again.
       progress: called while a source is prepared into the cache, see `prepare`.
+      team: the processes of the run.
 
     Raises:
-      ConfigError: values that do not fit together, or not to the data.
+      ConfigError: values that do not fit together, or not to the data or the devices.
       DataError: data that can't be trained on.
       CheckpointError: config.init_from has no network to start from.
     """
     _check_parts(config)
     spec, augmentation = model_spec(config), _augmentation(config)
+    layout, team = _layout(config, spec), team or Team()
     cache = None if config.data.cache_dir is None else pathlib.Path(config.data.cache_dir)
     data = prepared(
         config.data.source,
@@ -153,7 +183,7 @@ def set_up(config: Config, *, progress: Progress = lambda done, total, skipped: 
     model = create_model(
         spec, num_classes=len(data.classes), dtype=dtype, rngs=keys.root(config.seed, keys.Purpose.INIT)
     )
-    graph, params = steps.split(model)
+    graph, params = steps.split(model, layout.tower_axis)
     start = Start(params)
     if config.init_from is not None and not resumes:
         start = start_from(config.init_from, config.init_skip, params, spec, data.classes)
@@ -162,17 +192,19 @@ def set_up(config: Config, *, progress: Progress = lambda done, total, skipped: 
     num_steps = config.num_steps or config.num_epochs * per_epoch
     optimizer = optimizers.make_optimizer(config.optimizer, list(params))
     schedule = make_schedule(config.optimizer, per_epoch, num_steps=num_steps, layers=list(params))
+    initial = steps.init_state(start.params, optimizer, schedule)
+    like = jax.eval_shape(lambda: initial)  # not the arrays, which would stay in the first device's memory
     return Run(
         config=config,
         data=data,
         spec=spec,
         steps_per_epoch=per_epoch,
         num_steps=num_steps,
-        mean_image=jnp.asarray(data.statistics.mean_image, jnp.float32),
+        mean_image=layout.place_whole(jnp.asarray(data.statistics.mean_image, jnp.float32)),
         augmentation=augmentation,
-        train_split=_placed(data, config.data.on_device),
+        train_split=_placed(data, config.data.on_device, layout),
         schedule=schedule,
-        initial=steps.init_state(start.params, optimizer, schedule),
+        initial=layout.place(initial),
         train_step=steps.make_train_step(
             graph,
             spec.input,
@@ -182,8 +214,12 @@ def set_up(config: Config, *, progress: Progress = lambda done, total, skipped: 
             augmentation=augmentation,
             directions=_directions(augmentation, data.statistics),
             accumulate_steps=config.accumulate_steps,
+            layout=layout,
+            like=like,
         ),
-        evaluation_step=steps.make_evaluation_step(graph, spec.input),
+        evaluation_step=steps.make_evaluation_step(graph, spec.input, layout=layout, like=like.params),
+        layout=layout,
+        team=team,
         loaded=start.lines,
     )
 
@@ -203,9 +239,24 @@ def _augmentation(config: Config) -> Augmentation:
     return Augmentation(flip=choice.flip, colour_noise=choice.colour_noise, shared_draw=choice.shared_draw)
 
 
-def _placed(data: Prepared, on_device: bool | None) -> Split:
-    """The training images, on the device if that is asked for, or if they are small beside its memory."""
+def _layout(config: Config, spec: ModelSpec) -> Layout:
+    """The devices, and whether the network can be split over them.
+
+    Raises:
+      ConfigError: it can't, or there are too few, or the batch can't be split so.
+    """
+    try:
+        spec.check_towers(config.parallel.towers)
+    except ValueError as error:
+        raise ConfigError(f"config.parallel.towers={config.parallel.towers}: {error}") from None
+    return make_layout(config.parallel, config.batch_size)
+
+
+def _placed(data: Prepared, on_device: bool | None, layout: Layout) -> Split:
+    """The training images, on the device if that is asked for, or if it is one and they are small beside its memory."""
     split = data.splits["train"]
+    if layout.size > 1 and (on_device is None or layout.processes > 1):
+        return split
     needed = len(split) * data.image_size**2 * 3
     if on_device is None:
         device = jax.local_devices()[0]
@@ -295,7 +346,9 @@ def describe(run: Run) -> list[tuple[str, str]]:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.initial.params))
     parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""
     return [
-        ("layout", "one device holds the whole batch and the whole network"),
+        ("program", f"alexnet-jax {version('alexnet-jax')}, jax {jax.__version__}"),
+        ("devices", devices.describe(run.layout.devices)),
+        ("layout", describe_layout(run.layout)),
         ("precision", config.precision),
         ("data", f"{config.data.source}: {counts} images of {data.image_size} pixels, {run.num_classes} classes"),
         ("", str(data.directory)),

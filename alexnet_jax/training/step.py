@@ -21,6 +21,7 @@ from flax import nnx
 from alexnet_jax import evaluation, keys
 from alexnet_jax.data.views import Augmentation, evaluation_view, training_view, view_keys
 from alexnet_jax.models import AlexNet, InputSpec
+from alexnet_jax.parallel import Layout
 from alexnet_jax.training.schedules import Schedule, State
 
 Metrics = dict[str, jax.Array]
@@ -44,9 +45,13 @@ class TrainState:
     schedule: State
 
 
-def split(model: AlexNet) -> tuple[nnx.GraphDef, Any]:
-    """A model as its structure and a plain dictionary of its parameters."""
+def split(model: AlexNet, tower_axis: str | None = None) -> tuple[nnx.GraphDef, Any]:
+    """A model as its structure, for towers along an axis, and a plain dictionary of its whole parameters."""
     graph, state = nnx.split(model)
+    if tower_axis is not None:
+        alone = nnx.merge(graph, state)
+        alone.tower_axis = tower_axis
+        graph = nnx.graphdef(alone)
     return graph, nnx.to_pure_dict(state)
 
 
@@ -65,6 +70,8 @@ def make_train_step(
     augmentation: Augmentation,
     directions: np.ndarray | None = None,
     accumulate_steps: int = 1,
+    layout: Layout | None = None,
+    like: TrainState | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """A compiled (state, mean_image, images, labels, mask) -> (state, metrics).
 
@@ -76,16 +83,28 @@ def make_train_step(
     With `accumulate_steps` of k the network sees the batch in k parts, one after the
     other; an N that k does not divide is filled up with masked rows. An image's view and
     dropout follow from its row in the whole batch, so only the order of sums differs.
+
+    `layout` says over which devices (None is one), each in k parts then; `graph` must be for
+    its towers, `like` is the whole state, and the arguments are as the layout places them.
+    Where `wishes` (a row a device, see `Layout.any`) come last, the metrics have them too.
     """
+    layout = layout or Layout(devices=tuple(jax.local_devices()[:1]))
+    assert like is not None or layout.size == 1, "several devices need the state's shapes"
 
     def step_fn(
-        state: TrainState, mean_image: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array
+        state: TrainState,
+        mean_image: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        mask: jax.Array,
+        wishes: jax.Array | None = None,
     ) -> tuple[TrainState, Metrics]:
         chex.assert_shape([labels, mask], images.shape[:1])
+        images, labels, mask = layout.all_rows((images, labels, mask))
         settings = schedule.settings(state.step, state.schedule)
-        count = jnp.sum(mask, dtype=jnp.int32)
+        count = layout.total(jnp.sum(mask, dtype=jnp.int32))
         batch = _filled_up((images, labels, mask), accumulate_steps)
-        rows = jnp.arange(len(batch[0]))
+        rows = layout.first_row(len(labels)) + jnp.arange(len(batch[0]))
         views = view_keys(seed, state.step, rows, augmentation)
         drops = keys.for_step(seed, keys.Purpose.DROPOUT, state.step, rows)
 
@@ -99,18 +118,21 @@ def make_train_step(
             def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
                 logits = nnx.merge(graph, params)(x, train=True, dropout_key=drops)
                 totals = evaluation.sums(logits, labels, mask)
-                return totals["loss"] / count, totals  # the whole batch's count
+                # The whole batch's count; each tower has a copy of the loss, see `Layout.gradient_sum`.
+                return totals["loss"] / count / layout.towers, totals
 
             return jax.grad(loss_fn, has_aux=True)(state.params)
 
         grads, totals = _sum_over_parts(gradient, (*batch, views, drops), accumulate_steps)
+        grads = layout.gradient_sum(grads, state.params if like is None else like.params)
+        totals = layout.total(totals) | ({} if wishes is None else {"wishes": layout.any(wishes)})
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, rates=settings.rates)
             params = optax.apply_updates(state.params, updates)
         after = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         return after, totals | {"learning_rate": settings.rates["weights"]}
 
-    return jax.jit(step_fn, donate_argnums=0)
+    return layout.compile(step_fn, like, updates=True)
 
 
 def _filled_up(batch: tuple[jax.Array, ...], parts: int) -> tuple[jax.Array, ...]:
@@ -133,12 +155,27 @@ def _sum_over_parts(function: Callable[[Any], Any], batch: tuple[Any, ...], part
     return jax.lax.scan(add, nothing, each)[0]
 
 
-def make_evaluation_step(graph: nnx.GraphDef, contract: InputSpec) -> Callable[..., Metrics]:
-    """A compiled (params, mean_image, images, labels, mask) -> `evaluation.sums` on the central crops."""
+def make_evaluation_step(
+    graph: nnx.GraphDef, contract: InputSpec, *, layout: Layout | None = None, like: Any = None
+) -> Callable[..., Metrics]:
+    """A compiled (params, mean_image, images, labels, mask) -> `evaluation.sums` on the central crops.
 
-    def step_fn(params: Any, mean_image: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Metrics:
+    `layout`, `like` (the whole parameters) and `wishes` are as in `make_train_step`.
+    """
+    layout = layout or Layout(devices=tuple(jax.local_devices()[:1]))
+
+    def step_fn(
+        params: Any,
+        mean_image: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        mask: jax.Array,
+        wishes: jax.Array | None = None,
+    ) -> Metrics:
         chex.assert_shape([labels, mask], images.shape[:1])
+        images, labels, mask = layout.all_rows((images, labels, mask))
         x = evaluation_view(images, contract, mean_image)
-        return evaluation.sums(nnx.merge(graph, params)(x), labels, mask)
+        totals = layout.total(evaluation.sums(nnx.merge(graph, params)(x), labels, mask))
+        return totals | ({} if wishes is None else {"wishes": layout.any(wishes)})
 
-    return jax.jit(step_fn)
+    return layout.compile(step_fn, like, updates=False)

@@ -14,26 +14,11 @@ import numpy as np
 
 from alexnet_jax import keys
 from alexnet_jax.training.config import Config
+from alexnet_jax.training.errors import Diverged, OutOfMemory
 from alexnet_jax.training.metrics import write_atomically
 from alexnet_jax.training.saving import Progress, Saver
 from alexnet_jax.training.setup import Run
 from alexnet_jax.training.step import TrainState
-
-
-class RunError(RuntimeError):
-    """A run that can't go on; the message says why and what to do."""
-
-
-class Diverged(RunError):
-    """The loss is no number any more; the message says what to try."""
-
-
-class OutOfMemory(RunError):
-    """The device's memory is too small; the message says what to lower."""
-
-
-class NothingSaved(RunError):
-    """The run ended and could not write what it had reached."""
 
 
 @contextlib.contextmanager

@@ -38,8 +38,8 @@ def draw(metrics: list[dict[str, Any]], kernel: np.ndarray, groups: int, workdir
 
 
 def first_kernels(run: Run, params: Any) -> np.ndarray:
-    """conv1's kernels on the host, in RGB."""
-    kernel = np.asarray(params["conv1"]["kernel"], np.float32)
+    """conv1's kernels on the host, in RGB; every process must ask for them."""
+    kernel = np.asarray(run.layout.fetch(params["conv1"]["kernel"]), np.float32)
     return kernel[:, :, ::-1] if run.spec.input.channel_order == "bgr" else kernel
 
 
@@ -76,10 +76,10 @@ class Watch:
             if self._events is not None:
                 self._events.scalars(line["step"], values)
 
-    def evaluated(self, step: int, params: Any) -> None:
-        """Has the pictures drawn, soon; what was not drawn yet is left out."""
+    def evaluated(self, step: int, kernel: np.ndarray) -> None:
+        """Has the pictures drawn, soon, with `first_kernels`; what was not drawn yet is left out."""
         with self._changed:
-            self._wanted = step, first_kernels(self._run, params)
+            self._wanted = step, kernel
             self._changed.notify()
 
     def close(self, *, patience: float) -> None:
@@ -117,6 +117,21 @@ class Watch:
                         self._events.picture(step, name, (self._workdir / f"{name}.png").read_bytes())
             with self._changed:
                 self._changed.wait_for(lambda: self._closing, timeout=EVERY)
+
+
+class Unheard:
+    """Stands for the log and the pictures in the processes that write none."""
+
+    def write(self, **values: Any) -> None: ...
+
+    def settled(self) -> bool:
+        return True
+
+    def line(self, line: Mapping[str, Any]) -> None: ...
+
+    def evaluated(self, step: int, kernel: np.ndarray) -> None: ...
+
+    def close(self, *, patience: float) -> None: ...
 
 
 class _Events:

@@ -210,7 +210,7 @@ def test_unknown_missing_and_flat_keys():
 @given(st.data())
 def test_differences_are_the_keys_that_may_not_change(data):
     one, other = (whole_config(lambda key: data.draw(values_of(key), label=key.name)) for _ in range(2))
-    flat = [configs._flat(to_dict(config)) for config in (one, other)]
+    flat = [configs.flat(to_dict(config)) for config in (one, other)]
     expected = {name for name in KEYS if flat[0][name] != flat[1][name] and not KEYS[name].may_change}
     lines = differences(one, to_dict(other))
     assert len(lines) == len(expected)

@@ -19,7 +19,7 @@ HEAD = "from alexnet_jax.training.config import default_config\n"
 
 def changes(*arguments) -> dict:
     """What a command line changes of the default run, by key."""
-    found, default = (configs._flat(to_dict(config)) for config in (flags.parse(arguments).config, Config()))
+    found, default = (configs.flat(to_dict(config)) for config in (flags.parse(arguments).config, Config()))
     return {name: value for name, value in found.items() if value != default[name]}
 
 

@@ -7,14 +7,18 @@ import io
 import json
 import os
 import pathlib
+import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import FAILURES, files, flip, truncate
 from rich.console import Console
 
 from alexnet_jax.checkpoint import Checkpoints
@@ -25,7 +29,10 @@ from alexnet_jax.training.config import from_dict, to_dict
 from alexnet_jax.training.flags import parse
 from alexnet_jax.training.metrics import read
 
+from .kill_run import outcome
 from .killed_run import Nothing
+
+pytestmark = FAILURES
 
 EPOCH = 4  # steps, the last of them smaller
 TIMING = ("images_per_second", "data_wait_fraction")
@@ -203,6 +210,79 @@ def test_a_number_that_is_none_keeps_the_last_good_checkpoint(train, whole, tmp_
     train(tmp_path)
     check(train, tmp_path, whole)
     assert not (tmp_path / "diverged.json").exists()
+
+
+@pytest.mark.slow
+def test_a_newest_checkpoint_that_is_damaged_is_told_of_and_done_without(train, whole, tmp_path):
+    """Truncated, and one byte of it changed in twenty ways: a damaged one is never gone on from."""
+
+    class Crash(Exception):
+        pass
+
+    def crash(step):
+        if step == 13:
+            raise Crash
+
+    crashed, fell_back = tmp_path / "crashed", {truncate: 0, flip: 0}
+    with pytest.raises(Crash):
+        train(crashed, before=crash, checkpoint_every_steps=5)
+    newest = crashed / "checkpoints" / "12"
+    paths, draw = files(newest), random.Random(0)
+    ways = [(flip, paths[number % len(paths)]) for number in range(20)]
+    for number, (how, path) in enumerate([*((truncate, path) for path in paths), *ways]):
+        workdir = shutil.copytree(crashed, tmp_path / str(number))
+        how(workdir / path.relative_to(crashed), draw)
+        taken = []
+        _, text = train(workdir, before=taken.append)
+        found = "checkpoint 12 " in text
+        assert found == (workdir / "checkpoints" / "12.damaged").exists() == ("set aside as 12.damaged" in text)
+        assert taken[0] == (11 if found else 13)
+        fell_back[how] += found
+        check(train, workdir, whole)
+        shutil.rmtree(workdir)
+    # Some files, and some bytes of the others, hold nothing that is needed.
+    assert fell_back[truncate] >= 4, fell_back
+    assert fell_back[flip] >= 3, fell_back
+
+
+@pytest.mark.slow
+def test_a_killed_process_whose_newest_checkpoint_is_damaged(environment, command, train_process, tmp_path):
+    """The same with real processes: killed, damaged in four ways, started again."""
+    last, flags = 74, ("--config.num_epochs=2", "--config.log_every_steps=7", "--config.checkpoint_every_steps=5")
+    assert train_process(*flags, f"--workdir={tmp_path / 'whole'}").returncode == 0
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(*flags, f"--workdir={killed}"),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=train_process.folder,
+    )
+    while not (killed / "checkpoints" / "20").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    newest = max(int(path.name) for path in (killed / "checkpoints").glob("[0-9]*") if path.name.isdecimal())
+    places = {"record": "metadata/metadata", "manifest": "state/manifest.ocdbt", "names": "state/_METADATA"}
+    largest = max(files(killed / "checkpoints" / str(newest)), key=lambda path: path.stat().st_size)
+    places["arrays"] = str(largest.relative_to(killed / "checkpoints" / str(newest)))
+    fell_back = 0
+    for number, (name, place) in enumerate(places.items()):
+        workdir = shutil.copytree(killed, tmp_path / name)
+        (truncate if name == "arrays" else flip)(workdir / "checkpoints" / str(newest) / place, random.Random(number))
+        done = train_process(*flags, f"--workdir={workdir}")
+        assert done.returncode == 0, done.stderr
+        found = f"checkpoint {newest} " in done.stdout
+        assert found == (workdir / "checkpoints" / f"{newest}.damaged").exists()
+        assert (f"resumes after step {newest})" in done.stdout) == (not found)
+        fell_back += found
+        lines, arrays, result = outcome(workdir, last)
+        lines2, arrays2, result2 = outcome(tmp_path / "whole", last)
+        assert (lines, result) == (lines2, result2)
+        assert arrays.keys() == arrays2.keys()
+        assert all(array.tobytes() == arrays2[key].tobytes() for key, array in arrays.items())
+    assert fell_back >= 2
 
 
 @pytest.mark.slow

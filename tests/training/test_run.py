@@ -128,6 +128,8 @@ def resumed(stopped, train_process, folder):
 def test_a_workdir_holds_what_is_promised(whole):
     _, workdir = whole
     assert {path.name for path in workdir.iterdir()} == FILES
+    told = whole[0].stdout.splitlines()[-1].partition(f"written to {workdir}: ")[2].replace("/", "").split(", ")
+    assert sorted(told) == sorted(FILES - {"config.json", ".lock"})
     config = json.loads((workdir / "config.json").read_text())
     assert from_dict(config) == parse(OPTIONS).config
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == [str(EPOCH), str(2 * EPOCH)]

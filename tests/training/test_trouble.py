@@ -87,6 +87,43 @@ def test_a_signal_during_the_compilation_ends_the_run(environment, tmp_path, num
         assert not any((workdir / "checkpoints").iterdir())
 
 
+TRAINING = """
+import sys
+from alexnet_jax import cli
+sys.exit(cli.train())
+"""
+PREPARING = """
+import sys, time
+from alexnet_jax import cli
+from alexnet_jax.data import prepare
+def run(*_):
+    print("ready", flush=True)
+    time.sleep(600)
+prepare._Job.run = run
+cli.train()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_another_process_prepares_the_data_ends_the_run(environment, tmp_path, number):
+    own = environment | {"XDG_CACHE_HOME": str(tmp_path)}
+    other = started(own, PREPARING, *SMALL, f"--workdir={tmp_path / 'other'}")
+    assert other.stdout.readline() == "ready\n"
+    process = started(own, TRAINING, *SMALL, f"--workdir={tmp_path / 'run'}")
+    assert process.stderr.readline().startswith("waiting for another process")
+    time.sleep(0.5)  # it looks again and again
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    undisturbed = other.poll() is None
+    other.kill()
+    other.communicate()
+    assert undisturbed
+    assert process.returncode == 128 + number
+    assert "same command goes on" in out
+    assert "stopped at once" not in err  # by itself, not by the watcher
+    assert "Traceback" not in err
+
+
 HOLDING = """
 import hashlib, signal, sys
 from alexnet_jax.training.signals import Stop

@@ -78,7 +78,7 @@ def test_pictures_are_drawn_at_an_evaluation(tmp_path):
     log.write(**line(1))
     log.write(**line(1, "val"))
     watch = Watch(RUN, tmp_path, 0, pytest.fail)
-    watch.evaluated(1, PARAMS)
+    watch.evaluated(1, PARAMS["conv1"]["kernel"])
     deadline = 60
     while "conv1_kernels" not in [tag for tag, *_ in shown(tmp_path)] and deadline > 0:
         watch._thread.join(0.05)
@@ -103,7 +103,7 @@ def test_what_can_not_be_written_is_told_once(tmp_path, monkeypatch):
     monkeypatch.setattr(watching, "draw", full)
     watch.line(line(1))
     watch.line(line(2))
-    watch.evaluated(2, PARAMS)
+    watch.evaluated(2, PARAMS["conv1"]["kernel"])
     while len(told) < 2:
         watch._thread.join(0.01)
     watch.close(patience=10)

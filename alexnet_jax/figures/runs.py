@@ -1,4 +1,4 @@
-"""Every picture that the program draws."""
+"""Pictures of a run: its curves, kernels, data and mistakes."""
 
 from __future__ import annotations
 
@@ -76,15 +76,17 @@ def first_layer_kernels(kernel: np.ndarray, groups: int, path: pathlib.Path) -> 
         left = gap + column * (size + gap)
         one = np.asarray(kernel[..., index], np.float64)
         grid[top : top + size, left : left + size] = 0.5 + one / (2 * np.abs(one).max() or 1)
-    scale = 4
-    picture = grid.repeat(scale, 0).repeat(scale, 1)
-    figure = Figure(figsize=(picture.shape[1] / 100, picture.shape[0] / 100 + 0.5), layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(picture, interpolation="nearest")
+    height, width = 5 * grid.shape[0], 5 * grid.shape[1]
+    full_height, full_width = height + 30, max(width, 400)  # with room for the title
+    figure = Figure(figsize=(full_width / 100, full_height / 100), dpi=100)
+    side = (full_width - width) // 2
+    axis = figure.add_axes((side / full_width, 0, width / full_width, height / full_height))
+    axis.imshow(grid, interpolation="nearest", aspect="auto")
     axis.set_axis_off()
     above = ", one tower above the other" if groups > 1 else ""
-    axis.set_title(f"{count} kernels of conv1, {size}×{size}×3{above}", fontsize=9)
-    figure.savefig(path, dpi=120)
+    title = f"{count} kernels of conv1, {size}×{size}×3{above}"
+    figure.text(0.5, 1 - 15 / full_height, title, ha="center", va="center", fontsize=9)
+    figure.savefig(path)
 
 
 def data_preview(data: Prepared, contract: InputSpec, augmentation: Augmentation, path: pathlib.Path) -> None:
@@ -193,15 +195,17 @@ def _list_mistakes(figure: Any, table: np.ndarray, classes: Sequence[str]) -> No
     lines = []
     for place in commonest:
         row, column = divmod(int(place), len(classes))
-        lines.append(f"{mistakes[row, column]:>6,}  {_named(row, classes)}  →  {_named(column, classes)}")
+        lines.append((f"{mistakes[row, column]:,}", f"{_named(row, classes)}  →  {_named(column, classes)}"))
     images = table.sum(1)
     error = 100 * mistakes.sum(1) / np.maximum(images, 1)
     worst = [label for label in np.argsort(-error, kind="stable")[:18] if error[label]]
-    rest = [f"{error[label]:5.1f} %  {_named(label, classes)}  ({images[label]:,} images)" for label in worst]
-    for top, head, words in ((0.93, "Commonest mistakes (true → predicted)", lines), (0.5, "Worst classes", rest)):
+    rest = [(f"{error[label]:.1f} %", f"{_named(label, classes)}  ({images[label]:,} images)") for label in worst]
+    for top, head, body in ((0.93, "Commonest mistakes (true → predicted)", lines), (0.5, "Worst classes", rest)):
         figure.text(0.69, top, head, fontsize=11, va="top")
-        body = "\n".join(words) or "none"
-        figure.text(0.69, top - 0.03, body, fontsize=8, va="top", linespacing=1.4, parse_math=False)
+        for place, (number, words) in enumerate(body or [("", "none")]):
+            line = top - 0.045 - 0.0195 * place
+            figure.text(0.731, line, number, fontsize=8, ha="right")
+            figure.text(0.738, line, words, fontsize=8, parse_math=False)
 
 
 def _named(label: int, classes: Sequence[str]) -> str:

@@ -1,0 +1,33 @@
+"""A step whose devices are those of two real processes, in float64: what one device finds."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+from .teams import XLA_FLAGS, Processes, free_port
+
+WORKER = pathlib.Path(__file__).with_name("layout_worker.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "steps"), [("paper", 20), ("source2012", 4), ("bvlc_alexnet", 4), ("caffenet", 4)])
+def test_two_processes_find_what_one_device_finds(environment, tmp_path, variant, steps):
+    port = free_port()
+    commands = [[sys.executable, str(WORKER), variant, str(steps), str(port), str(index)] for index in range(2)]
+    processes = Processes(commands, environment | {"XLA_FLAGS": XLA_FLAGS.format(2)}, tmp_path)
+    try:
+        assert processes.codes(500) == [0, 0], processes.said(0) + processes.said(1)
+    finally:
+        processes.end()
+    for index in range(2):
+        found = [json.loads(line) for line in processes.said(index).splitlines() if line.startswith("{")]
+        assert [(line["data"], line["towers"]) for line in found] == [(2, 1), (1, 2), (2, 2), (4, 1)]
+        for line in found:
+            assert len(line["losses"]) == steps
+            assert len({round(loss, 3) for loss in line["losses"]}) == steps  # it trains
+            assert line["floats"] >= 1 + 2 * 16  # losses, parameters, momentum
+            assert line["apart"] <= 1e-10, line
