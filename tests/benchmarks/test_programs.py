@@ -16,6 +16,8 @@ TINY = {
     "loader.py": ["--images", "48", "--size", "16", "--batch-size", "8", "--batches", "8"],
     "prepare.py": ["--images", "12"],
     "data_memory.py": ["--pair", "16", "20", "40"],
+    "towers.py": ["--batch-size", "2"],
+    "checkpoint_cost.py": ["--batch-size", "2", "--rounds", "1"],
 }
 KEYS = {"case", "ours", "peer", "peer_name", "ratio", "unit"}
 WITHOUT_TORCH = """
