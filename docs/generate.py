@@ -1,7 +1,7 @@
-"""Writes the generated pages of the documentation: variants.md, stages.md, configuration.md.
+"""Writes the generated pages of the documentation (variants.md, stages.md, configuration.md) and towers.png.
 
 python docs/generate.py            writes them
-python docs/generate.py --check    fails if one of them is not up to date
+python docs/generate.py --check    fails if a page is not up to date, or the picture is not there
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
+from alexnet_jax.figures import two_towers
 from alexnet_jax.models import InputSpec, ModelSpec, get_spec, list_models
 from alexnet_jax.models.summary import as_markdown, layer_table, totals
 from alexnet_jax.nn import Init
@@ -245,7 +246,7 @@ PAGES = {"variants.md": variants, "stages.md": stages, "configuration.md": confi
 
 
 def main(arguments: list[str]) -> int:
-    """Writes or checks the pages; returns the exit code."""
+    """Writes or checks the pages and the picture; returns the exit code."""
     folder = pathlib.Path(__file__).parent
     stale = []
     for name, page in PAGES.items():
@@ -255,6 +256,11 @@ def main(arguments: list[str]) -> int:
                 stale.append(name)
         else:
             path.write_text(text, encoding="utf-8")
+    picture = folder / "towers.png"
+    if arguments != ["--check"]:
+        two_towers(get_spec("paper"), 1000, picture)
+    elif not picture.exists():  # its bytes depend on matplotlib's version
+        stale.append(picture.name)
     if stale:
         print(f"out of date: {', '.join(stale)}; run python docs/generate.py", file=sys.stderr)
     return 1 if stale else 0

@@ -11,6 +11,10 @@ import sys
 
 import pytest
 
+from alexnet_jax.models import get_spec
+from alexnet_jax.models.summary import as_markdown
+from alexnet_jax.models.traffic import exchanged_cells, exchanges
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -37,15 +41,44 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def environment(tmp_path):
-    """This interpreter first on the path, one device as a user has it, data kept in the test's own folder."""
+def variables(cache):
+    """Variables of a process: this interpreter first on the path, one device as a user has it."""
     found = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    (binaries / "python").symlink_to(sys.executable)
     path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), found["PATH"]])
-    return found | {"PATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    return found | {"PATH": path, "XDG_CACHE_HOME": str(cache)}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run of two steps, and the cache with its data."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = f"--config={ROOT / 'configs' / 'source2012_imagenet.py'}:tiny"
+    subprocess.run(
+        [sys.executable, ROOT / "train.py", recipe, f"--workdir={folder / 'run'}"],
+        env=variables(folder / "cache"),
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    return folder
+
+
+@pytest.fixture
+def run_in_folder(folder, request):
+    """Runs code of the documentation in the folder; the runs that it names are there, each the tiny one."""
+
+    def run(text, *command):
+        cache, names = folder / "cache", set(re.findall(r"runs/\w+", text))
+        if "evaluat" in text:
+            trained = request.getfixturevalue("trained")
+            cache = trained / "cache"
+            for name in names:
+                shutil.copytree(trained / "run", folder / name)
+        return subprocess.run(
+            command, cwd=folder, env=variables(cache), capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -53,16 +86,9 @@ def environment(tmp_path):
     [(page, number) for page in PAGES for number in range(len(blocks(page, "python")))],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_python_blocks_run(page, number, folder, environment):
+def test_python_blocks_run(page, number, run_in_folder):
     code = blocks(page, "python")[number]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_in_folder(code, sys.executable, "-W", "error", "-c", code)
     assert done.returncode == 0, done.stderr
 
 
@@ -70,8 +96,8 @@ SHORT = sorted({c for page in PAGES for c in commands(page) if not for_ci(c) and
 
 
 @pytest.mark.parametrize("command", SHORT)
-def test_commands_run(command, folder, environment):
-    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+def test_commands_run(command, run_in_folder):
+    done = run_in_folder(command, "sh", "-c", command)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
@@ -105,10 +131,21 @@ def test_generated_pages_are_up_to_date(name, tmp_path):
 def test_the_check_of_generated_pages_can_fail(tmp_path):
     shutil.copy(ROOT / "docs" / "generate.py", tmp_path)
     subprocess.run([sys.executable, tmp_path / "generate.py"], check=True)
+    assert (tmp_path / "towers.png").stat().st_size > 0
+    (tmp_path / "towers.png").unlink()
     (tmp_path / "variants.md").write_text("old")
     done = subprocess.run([sys.executable, tmp_path / "generate.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "variants.md" in done.stderr
+    assert "out of date: variants.md, towers.png;" in done.stderr
+
+
+def test_the_table_of_what_the_towers_exchange_is_the_programs():
+    found = exchanges(get_spec("paper"), towers=2)
+    page = (ROOT / "docs" / "layouts.md").read_text(encoding="utf-8")
+    assert as_markdown(exchanged_cells(found)) in page
+    for layout in ({"towers": 2}, {"data": 2}):
+        total = sum(one.link_bytes for one in exchanges(get_spec("paper"), **layout))
+        assert f"| {total:,} | {total / 25e6:.1f} ms | {total / 450e6:.1f} ms |" in page
 
 
 def test_links_lead_somewhere():
