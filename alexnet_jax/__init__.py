@@ -10,6 +10,7 @@ from alexnet_jax.models import (
     preprocess,
     with_init,
 )
+from alexnet_jax.weights import load_weights
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "create_model",
     "get_spec",
     "list_models",
+    "load_weights",
     "nn",
     "preprocess",
     "with_init",
