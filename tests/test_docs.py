@@ -83,7 +83,11 @@ def run_in_folder(folder, request):
 
 @pytest.mark.parametrize(
     ("page", "number"),
-    [(page, number) for page in PAGES for number in range(len(blocks(page, "python")))],
+    [
+        pytest.param(page, number, marks=pytest.mark.slow if page.name == "evaluation.md" else ())
+        for page in PAGES
+        for number in range(len(blocks(page, "python")))
+    ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_python_blocks_run(page, number, run_in_folder):
@@ -95,7 +99,10 @@ def test_python_blocks_run(page, number, run_in_folder):
 SHORT = sorted({c for page in PAGES for c in commands(page) if not for_ci(c) and c != "python train.py"})
 
 
-@pytest.mark.parametrize("command", SHORT)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=pytest.mark.slow if re.search("evaluate|parallel", c) else ()) for c in SHORT],
+)
 def test_commands_run(command, run_in_folder):
     done = run_in_folder(command, "sh", "-c", command)
     assert done.returncode == 0, done.stderr

@@ -85,7 +85,7 @@ def test_nothing_broken(monkeypatch):
     compare(Layout(2, 2))
 
 
-@pytest.mark.parametrize("which", GATHERS)
+@pytest.mark.parametrize("which", ["conv3", *(pytest.param(name, marks=pytest.mark.slow) for name in GATHERS[1:])])
 def test_a_gather(monkeypatch, which):
     alone("paper", 10)
     break_gather(monkeypatch, which, own_half_twice)
@@ -146,6 +146,7 @@ def test_an_images_key(monkeypatch, purpose):
         compare(Layout(2))
 
 
+@pytest.mark.slow
 def test_a_towers_dropout_mask(monkeypatch):
     """Both towers draw the first one's mask."""
     alone("paper", 10)

@@ -56,7 +56,7 @@ def one_device(cache):
 
 @pytest.mark.parametrize(
     "where",
-    [pytest.param(name, marks=() if name in ("1x2 pmap", "2x2") else pytest.mark.slow) for name in LAYOUTS],
+    [pytest.param(name, marks=() if name == "1x2 pmap" else pytest.mark.slow) for name in LAYOUTS],
 )
 def test_the_first_losses_of_the_default_run(where, cache, one_device, monkeypatch):
     data, towers, mapping = LAYOUTS[where]
@@ -72,7 +72,7 @@ def test_the_first_losses_of_the_default_run(where, cache, one_device, monkeypat
 
 @pytest.mark.parametrize(
     ("data", "towers", "size", "last"),
-    [(1, 2, 33, False), (2, 2, 34, True), pytest.param(4, 1, 20, True, marks=pytest.mark.slow)],
+    [(1, 2, 33, False), *(pytest.param(*one, True, marks=pytest.mark.slow) for one in ((2, 2, 34), (4, 1, 20)))],
 )
 def test_a_batch_that_the_devices_do_not_divide(data, towers, size, last, cache):
     """Any batch of 33, a short last one: filled up with masked rows, the step's mean is over the images alone."""

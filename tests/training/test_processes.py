@@ -130,7 +130,8 @@ def in_the_middle(workdir):
     return bool(steps) and any(5 <= step < steps[-1] for step in saved(workdir))
 
 
-@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [1, 0])
 def test_a_killed_process_ends_the_other_and_the_restarted_pair_is_the_undisturbed_one(
     whole, pair, finished, folder, lost
 ):
@@ -243,7 +244,7 @@ def gone_on(trained):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then"),
-    [("2x2", "1x1"), ("2x2", "1x2"), ("2x2", "4x1"), ("1x1", "2x2"), ("1x1", "2x1 apart")],
+    [("2x2", "1x1"), ("2x2", "1x2"), ("2x2", "4x1"), ("1x1", "2x1 apart")],
 )
 def test_a_checkpoint_goes_on_in_another_layout(trained, gone_on, first, then):
     half, itself = gone_on(first)
