@@ -66,6 +66,7 @@ def config(folder: pathlib.Path, arguments: Any, window: float) -> Config:
     found.model.name = "half"
     found.model.width = found.model.hidden_width = 0.125 if arguments.quick else 1.0
     found.model.init = None
+    found.optimizer.learning_rate = 1e-5  # what is learnt does not matter, and a small batch must not diverge
     found.data.source = str(folder)
     found.data.image_size = found.data.crop_size = None
     found.batch_size = arguments.batch_size

@@ -64,8 +64,9 @@ def test_a_benchmark_writes_the_agreed_json(name, tmp_path):
         assert row["ratio"] > 0
         better, worse = (row["peer"], row["ours"]) if row["unit"] == "MiB" else (row["ours"], row["peer"])
         assert row["ratio"] == pytest.approx(better / worse)
-        assert row["encoding"] in ("raw", "jpeg")
-        assert row["threads"] >= 1
+        if name in ("loader.py", "prepare.py", "data_memory.py"):
+            assert row["encoding"] in ("raw", "jpeg")
+            assert row["threads"] >= 1
         assert row["case"] in printed
     assert len({row["case"] + row["peer_name"] for row in found["rows"]}) == len(found["rows"])
 
