@@ -85,6 +85,7 @@ def close(workdir, other, step=LAST):
 # ---- the same run
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_device_does(one, whole):
     assert close(whole[0], one)
     evaluated = [[line for line in untimed(workdir) if line["split"] == "val"] for workdir in (whole[0], one)]
@@ -92,6 +93,7 @@ def test_two_processes_train_as_one_device_does(one, whole):
         assert mine == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_first_process_speaks_and_writes_and_the_second_does_neither(whole, folder):
     workdir, (first, second) = whole
     assert "2 devices of 2 processes: the batch in 2 parts (shard_map)" in first
