@@ -14,6 +14,7 @@ from PIL import Image
 from alexnet_jax.training.metrics import read
 
 ROOT = pathlib.Path(__file__).parent.parent
+pytestmark = pytest.mark.slow  # a minute and a half of both cores
 
 
 def run(workdir: pathlib.Path, cache: pathlib.Path) -> subprocess.CompletedProcess:
