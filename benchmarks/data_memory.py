@@ -43,6 +43,7 @@ def child(what: str, folder: pathlib.Path, encoding: str, size: int, count: int,
     from alexnet_jax.data import loader
     from alexnet_jax.data.prepare import prepare
     from alexnet_jax.data.prepared import open_prepared
+    from alexnet_jax.parallel import Layout
 
     jax.block_until_ready(jax.device_put(0))
     idle = peak_mib()
@@ -57,7 +58,7 @@ def child(what: str, folder: pathlib.Path, encoding: str, size: int, count: int,
             last_batch="drop",
             first_step=0,
             num_steps=batches,
-            place=loader.to_device,
+            place=Layout().place_rows,
         )
         for batch in found:
             jax.block_until_ready(batch.images)

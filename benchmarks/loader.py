@@ -10,7 +10,7 @@ in turn in the same run on the same images (random crops of two photographs):
 - JPEG: against the cores × what simplejpeg decodes in one thread from bytes in memory,
   against as many threads that do so at once (what the cores give together, nothing kept),
   and against a PyTorch DataLoader in which Pillow decodes the same bytes;
-- at the device: the same batches with `place=to_device`, each waited for, against those
+- at the device: the same batches with `place=Layout().place_rows`, each waited for, against those
   that stay on the host;
 - a consumer that takes 80 % of the loader's rate and sleeps otherwise, as one does whose
   accelerator computes: what it gets against what it would get if it never waited.
@@ -50,6 +50,7 @@ from alexnet_jax import keys
 from alexnet_jax.data import loader
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.prepared import Split, open_prepared
+from alexnet_jax.parallel import Layout
 
 WORKERS = (0, 1, 2, 4)
 WARM_UP = 5  # batches, more than the loader makes ahead
@@ -80,7 +81,7 @@ def ours(images: Images, batch_size: int, batches: int, *, at_device: bool = Fal
         last_batch="drop",
         first_step=0,
         num_steps=WARM_UP + batches + 1,  # so that the last one counts as any other
-        place=loader.to_device if at_device else lambda batch: batch,
+        place=Layout().place_rows if at_device else lambda batch: batch,
     )
     for _ in range(WARM_UP):
         next(found)

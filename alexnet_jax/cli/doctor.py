@@ -100,9 +100,11 @@ def _devices() -> Facts:
 
 
 def _statistics(device: Any) -> dict[str, int] | None:
+    import jax
+
     try:
         return device.memory_stats()
-    except Exception:  # a platform that has none
+    except (NotImplementedError, jax.errors.JaxRuntimeError):  # a platform that has none
         return None
 
 

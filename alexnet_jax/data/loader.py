@@ -150,8 +150,3 @@ def resident(split: Split) -> Split:
     For sets that are small beside the device's memory.
     """
     return Split(jax.device_put(split.images[:]), split.labels)
-
-
-def to_device(batch: Batch) -> Batch:
-    """Starts a batch's way to the default device."""
-    return Batch(*jax.device_put(tuple(batch)))

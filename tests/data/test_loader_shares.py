@@ -17,11 +17,11 @@ from alexnet_jax.data.loader import (
     evaluation_batches,
     resident,
     steps_per_epoch,
-    to_device,
     training_batches,
 )
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.prepared import open_prepared
+from alexnet_jax.parallel import Layout
 
 from .conftest import pictures, toy_source
 from .test_loader import split_of
@@ -100,7 +100,7 @@ def test_images_on_the_device_make_the_same_batches(tmp_path, encoding, last_bat
 
 def test_batches_are_moved_to_the_device_in_the_background():
     options = {"seed": 0, "last_batch": "drop", "first_step": 0, "num_steps": 6}
-    placed = list(training_batches(split_of(20), 4, place=to_device, **options))
+    placed = list(training_batches(split_of(20), 4, place=Layout().place_rows, **options))
     for batch, wanted in zip(placed, training_batches(split_of(20), 4, **options), strict=True):
         for one, other in zip(batch, wanted, strict=True):
             assert isinstance(one, jax.Array)

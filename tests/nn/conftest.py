@@ -7,11 +7,6 @@ import pytest
 
 
 @pytest.fixture
-def torch():
-    return pytest.importorskip("torch")
-
-
-@pytest.fixture
 def run_onnx():
     """Runs one ONNX operator on an NHWC array in ONNX Runtime, float32; the other inputs go in as they are."""
     onnx = pytest.importorskip("onnx")

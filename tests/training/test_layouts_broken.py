@@ -21,17 +21,8 @@ GATHERS = ("conv3", "fc6", "fc7", "fc8", "logits")  # in the order of the forwar
 
 
 @pytest.fixture(autouse=True)
-def double(x64):
-    """All in 64 bits."""
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Small networks cost more to compile than to run: no expensive passes."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def double(x64, quick_compilation):
+    """All in 64 bits, compiled quickly."""
 
 
 @functools.cache
