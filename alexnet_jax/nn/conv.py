@@ -7,9 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from alexnet_jax.nn import checks
+from alexnet_jax.nn.conv_gradients import convolve, direct
+from alexnet_jax.nn.forms import own_gradients, reverse_mode_only
 from alexnet_jax.nn.windows import Padding, full_padding
 
 
@@ -67,27 +68,21 @@ def conv(
             raise ValueError(f"conv's bias must be ({features},) for the kernel {kernel.shape}, got shape {bias.shape}")
         dtype = jnp.promote_types(dtype, bias.dtype)
     x, kernel = x.astype(dtype), kernel.astype(dtype)
-    pads = [
+    rows, columns = (
         full_padding(size, window, stride, padding, round_up=round_up)
         for size, window in zip(x.shape[1:3], (kh, kw), strict=True)
-    ]
+    )
+    pads = (rows, columns)
 
-    def run(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            pads,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
-    if groups == 1 or forms == "reference":
-        y = run(x, kernel, groups)
+    if forms == "reference":
+        y = direct(x, kernel, stride, pads, groups)
     else:
         # XLA's own grouped convolution is two to three times slower on a CPU, backward above all.
+        form = convolve if own_gradients(x) else direct
         pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-        y = jnp.concatenate([run(a, b) for a, b in pairs], -1)
+        with reverse_mode_only("conv"):
+            outputs = [form(a, b, stride, pads) for a, b in pairs]
+        y = outputs[0] if groups == 1 else jnp.concatenate(outputs, -1)
     return y if bias is None else y + bias.astype(dtype).reshape(1, 1, 1, -1)
 
 

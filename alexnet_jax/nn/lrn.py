@@ -19,6 +19,7 @@ from flax import nnx
 from jax import lax
 
 from alexnet_jax.nn import checks
+from alexnet_jax.nn.forms import reverse_mode_only
 
 
 def local_response_norm(
@@ -78,7 +79,9 @@ def local_response_norm(
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     wide = wide.reshape(*x.shape[:-1], groups, channels)
     form = _plain if forms == "reference" else _saving_x_only
-    return form(wide, low, high, float(alpha), float(beta), float(k)).reshape(x.shape).astype(x.dtype)
+    with reverse_mode_only("local_response_norm"):
+        y = form(wide, low, high, float(alpha), float(beta), float(k))
+    return y.reshape(x.shape).astype(x.dtype)
 
 
 class LocalResponseNorm(nnx.Module):

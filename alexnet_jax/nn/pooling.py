@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from alexnet_jax.nn import checks
+from alexnet_jax.nn.forms import own_gradients, reverse_mode_only
+from alexnet_jax.nn.pool_index import MAX_WINDOW, max_pool_with_index
 from alexnet_jax.nn.windows import full_padding
 
 
@@ -27,7 +27,7 @@ def max_pool(
       stride: pixels between windows; they overlap where it is smaller than `window`.
       round_up: lets a last window hang over the edge (the 2012 source, Caffe) instead
         of dropping it (PyTorch).
-      forms: "auto" or "reference"; `max_pool` has one form so far.
+      forms: "auto" picks the fastest form; "reference" is a single `lax` operation.
 
     Returns:
       (N, H', W', C), dtype of `x`.
@@ -39,6 +39,9 @@ def max_pool(
     x = checks.maps(x, "max_pool")
     checks.forms_name(forms)
     pads = _pads(x, window, stride, round_up)
+    if forms == "auto" and own_gradients(x) and window <= MAX_WINDOW:
+        with reverse_mode_only("max_pool"):
+            return max_pool_with_index(x, window, stride, pads)
     return lax.reduce_window(x, -np.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
 
 
@@ -85,11 +88,11 @@ def adaptive_avg_pool(x: jax.typing.ArrayLike, size: int) -> jax.Array:
     if x.shape[1:3] == (size, size):
         return x
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    rows, columns = (jnp.asarray(_bins(n, size), wide.dtype) for n in x.shape[1:3])
+    rows, columns = (jnp.asarray(bins(n, size), wide.dtype) for n in x.shape[1:3])
     return jnp.einsum("nhwc,ih,jw->nijc", wide, rows, columns, precision=lax.Precision.HIGHEST).astype(x.dtype)
 
 
-def _bins(pixels: int, size: int) -> np.ndarray:
+def bins(pixels: int, size: int) -> np.ndarray:
     matrix = np.zeros((size, pixels))
     for i in range(size):
         low, high = i * pixels // size, -(-(i + 1) * pixels // size)
@@ -97,6 +100,6 @@ def _bins(pixels: int, size: int) -> np.ndarray:
     return matrix
 
 
-def _pads(x: jax.Array, window: int, stride: int, round_up: bool) -> Sequence[tuple[int, int]]:
+def _pads(x: jax.Array, window: int, stride: int, round_up: bool) -> tuple[tuple[int, int], ...]:
     rows, columns = (full_padding(n, window, stride, 0, round_up=round_up) for n in x.shape[1:3])
     return ((0, 0), rows, columns, (0, 0))

@@ -239,7 +239,7 @@ def test_reverse_over_reverse_of_auto(x64):
 
     product = jax.jit(jax.grad(lambda x: (jax.grad(loss)(x) * v).sum()))(x)
     close(product, brute_force.hessian(gradient, x) @ v)
-    with pytest.raises(TypeError, match="custom_vjp"):
+    with pytest.raises(TypeError, match="reference"):
         jax.jvp(lambda x: local_response_norm(x, **keywords), (x,), (v,))
 
 
@@ -314,7 +314,7 @@ def test_module_is_the_function(x64):
 def test_module_passes_forms_on(x64):
     x = jnp.asarray(random(4))
     jax.jvp(LocalResponseNorm(forms="reference"), (x,), (x,))
-    with pytest.raises(TypeError, match="custom_vjp"):
+    with pytest.raises(TypeError, match="reference"):
         jax.jvp(LocalResponseNorm(), (x,), (x,))
 
 

@@ -1,0 +1,54 @@
+"""The one rule of forms="auto": which form of a block runs on which platform, for which shapes.
+
+Every rule here was measured (docs/performance.md); every form gives the same numbers up to
+rounding, and "reference", plain `lax`, is what they are compared with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+WINOGRAD_WORK = 5e8  # multiplications of a convolution; below it, the transforms cost more than they save
+
+
+def platform() -> str:
+    """Where JAX computes unless told otherwise: "cpu", "gpu", …"""
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if chosen is None:
+        return jax.default_backend()
+    return chosen if isinstance(chosen, str) else chosen.platform
+
+
+def own_gradients(x: jax.Array) -> bool:
+    """Whether convolution and pooling use this package's gradients: on a CPU, where XLA's are slow.
+
+    Not in half precision, which the CPU's are not made for, nor for a batch of unknown size (`jax.export`).
+    """
+    wide = x.dtype in (jnp.float32, jnp.float64)
+    return wide and platform() == "cpu" and all(isinstance(n, int) for n in x.shape)
+
+
+def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    """Whether a convolution is done by Winograd's method: 5 × 5 kernels (conv2), where there is much to do."""
+    kh, kw, channels, features = kernel.shape
+    work = math.prod(x.shape[:3]) * kh * kw * channels * features
+    return (kh, kw) == (5, 5) and stride == 1 and work >= WINOGRAD_WORK
+
+
+@contextlib.contextmanager
+def reverse_mode_only(what: str) -> Iterator[None]:
+    """Names the remedy where JAX refuses forward-mode differentiation of a form with its own gradient."""
+    try:
+        yield
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            f'{what} with forms="auto" has no forward-mode derivative (jvp, jacfwd): use forms="reference" '
+            '(of a model: model.forms = "reference")'
+        ) from error

@@ -1,0 +1,189 @@
+"""The forms that a CPU is given: Winograd's convolution, gradients by patches, and when each is chosen."""
+
+from __future__ import annotations
+
+import functools
+
+import brute_force
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from brute_force import close
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from alexnet_jax.nn import conv, conv_gradients, forms, max_pool
+from alexnet_jax.nn.winograd import Tiles
+
+CASES = settings(
+    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+NARROW = ((2, 9, 8, 4), (5, 5, 2, 6))  # conv2 in small: 5 × 5 in two groups
+
+
+def random(shape, seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+@pytest.fixture
+def always_winograd(monkeypatch):
+    monkeypatch.setattr(forms, "WINOGRAD_WORK", 0)
+
+
+@CASES
+@given(
+    tiles=st.sampled_from([(3, 5), (2, 5), (2, 3), (4, 3), (3, 2), (1, 3)]),
+    size=st.tuples(st.integers(3, 8), st.integers(3, 8)),
+    pads=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
+    seed=st.integers(0, 1000),
+)
+def test_winograd_against_loops(x64, tiles, size, pads, seed):
+    """Any size of tiles, maps that they do not divide, uneven padding."""
+    tiles = Tiles(*tiles)
+    assume(all(n + sum(pad) >= tiles.kernel and max(pad) < tiles.kernel for n, pad in zip(size, pads, strict=True)))
+    x, kernel = random((1, *size, 2), seed), random((tiles.kernel, tiles.kernel, 2, 3), seed + 1)
+    padded = np.pad(x, ((0, 0), *pads, (0, 0)))
+    y = jax.jit(lambda x, kernel: tiles.convolve(x, kernel, pads))(x, kernel)
+    close(y, brute_force.conv(padded, kernel))
+    dy = random(y.shape, seed + 2)
+    dx, _ = brute_force.conv_gradient(padded, kernel, dy)[:2]
+    (top, _), (left, _) = pads
+    expected = dx[:, top : top + size[0], left : left + size[1]]
+    close(jax.jit(lambda kernel, dy: tiles.input_gradient(kernel, dy, pads))(kernel, dy), expected)
+
+
+@pytest.mark.parametrize("together", [1, 10**9])
+@CASES
+@given(
+    images=st.sampled_from([1, 2, 3, 4]),
+    size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    window=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.integers(1, 4),
+    pads=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
+    seed=st.integers(0, 1000),
+)
+def test_kernel_gradient_against_loops(x64, together, images, size, window, stride, pads, seed):
+    """A few images at a time, or all at once; windows that leave pixels over, and that skip some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv_gradients, "PATCHES", together)
+        assume(all(n + sum(pad) >= k for n, k, pad in zip(size, window, pads, strict=True)))
+        x, kernel = random((images, *size, 2), seed), random((*window, 2, 3), seed + 1)
+        padded = np.pad(x, ((0, 0), *pads, (0, 0)))
+        dy = random(brute_force.conv(padded, kernel, stride=stride).shape, seed + 2)
+        found = jax.jit(lambda x, dy: conv_gradients.kernel_gradient(x, dy, window, stride, pads))(x, dy)
+        close(found, brute_force.conv_gradient(padded, kernel, dy, stride=stride)[1])
+
+
+def test_conv_takes_winograds_form(x64, always_winograd):
+    """In groups, value and both gradients; and it is Winograd's: no convolution is left in the program."""
+    x, kernel = random(NARROW[0]), random(NARROW[1], 1)
+    found = brute_force.in_forms(
+        functools.partial(conv, padding=2, groups=2), x, kernel, cotangent=random((2, 9, 8, 6), 2)
+    )
+    for auto, reference in zip(jax.tree.leaves(found["auto"]), jax.tree.leaves(found["reference"]), strict=True):
+        close(auto, reference)
+    program = str(jax.make_jaxpr(jax.grad(lambda x: conv(x, kernel, padding=2, groups=2).sum()))(x))
+    assert "conv_general_dilated" not in program
+
+
+def test_winograds_rounding_in_float32(always_winograd):
+    """Some units in the last place: near the direct form's, far from half precision's."""
+    x, kernel = random((2, 27, 27, 48), dtype=np.float32), random((5, 5, 48, 16), 1, np.float32)
+    exact = brute_force_free(x, kernel)
+    error = np.abs(np.asarray(conv(x, kernel, padding=2)) - exact).max() / np.abs(exact).max()
+    assert error < 2e-5
+
+
+def brute_force_free(x, kernel):
+    """A 5 × 5 convolution with padding 2 in float64, as 25 products: loops over pixels would take minutes."""
+    padded = np.pad(x.astype(np.float64), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    height, width = x.shape[1:3]
+    shifted = (
+        padded[:, i : i + height, j : j + width] @ kernel[i, j].astype(np.float64) for i in range(5) for j in range(5)
+    )
+    return sum(shifted)
+
+
+def test_gradients_of_gradients(x64, always_winograd):
+    """`grad` of `grad` goes through the gradients of this package."""
+    x, kernel = random(NARROW[0]), random(NARROW[1], 1)
+
+    def loss(x, kernel, forms):
+        y = conv(x, kernel, padding=2, groups=2, forms=forms)
+        return (max_pool(y, round_up=True, forms=forms) ** 2).sum()
+
+    def norm(x, kernel, forms):
+        return sum((g**2).sum() for g in jax.grad(loss, argnums=(0, 1))(x, kernel, forms))
+
+    twice = jax.jit(jax.grad(norm, argnums=(0, 1)), static_argnums=2)
+    auto, reference = (twice(x, kernel, name) for name in ("auto", "reference"))
+    jax.tree.map(close, auto, reference)
+
+
+@pytest.mark.parametrize("axis", [0, 3])
+def test_vmap(x64, axis):
+    x, kernel = random((3, 2, 6, 7, 4)), random((3, 3, 2, 6), 1)
+    x = np.moveaxis(x, 0, axis)
+
+    def grads(x):
+        return jax.grad(lambda x, k: (max_pool(conv(x, k, stride=2, padding=1, groups=2)) ** 2).sum(), (0, 1))(
+            x, kernel
+        )
+
+    mapped = jax.jit(jax.vmap(grads, in_axes=axis))(x)
+    for index in range(3):
+        for got, expected in zip(mapped, jax.jit(grads)(np.take(x, index, axis)), strict=True):
+            close(got[index], expected)
+
+
+def own(function, *arguments):
+    """Whether a program holds gradients of its own."""
+    return "custom_vjp" in str(jax.make_jaxpr(lambda *a: function(*a))(*arguments))  # anew, never from JAX's cache
+
+
+def test_where_the_forms_are_chosen(monkeypatch):
+    x, kernel = random((1, 9, 9, 2), dtype=np.float32), random((3, 3, 2, 2), dtype=np.float32)
+    assert own(conv, x, kernel)
+    assert own(max_pool, x)
+    for half in (jnp.bfloat16, jnp.float16):
+        assert not own(conv, jnp.asarray(x, half), jnp.asarray(kernel, half))
+        assert not own(max_pool, jnp.asarray(x, half))
+    assert not own(lambda x: max_pool(x, window=12, round_up=True), random((1, 14, 14, 1), dtype=np.float32))
+    monkeypatch.setattr(forms, "platform", lambda: "gpu")
+    assert not own(conv, x, kernel)
+    assert not own(max_pool, x)
+
+
+def test_the_platform_is_that_of_the_default_device():
+    assert forms.platform() == "cpu"
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert forms.platform() == "cpu"
+
+
+def test_winograd_is_for_large_convolutions_of_five_by_five():
+    image = jax.ShapeDtypeStruct((32, 27, 27, 48), jnp.float32)
+    assert forms.winograd(image, jax.ShapeDtypeStruct((5, 5, 48, 128), jnp.float32), 1)
+    assert not forms.winograd(image, jax.ShapeDtypeStruct((5, 5, 48, 128), jnp.float32), 2)
+    assert not forms.winograd(image, jax.ShapeDtypeStruct((3, 3, 48, 128), jnp.float32), 1)
+    assert not forms.winograd(
+        image.update(shape=(1, 27, 27, 48)), jax.ShapeDtypeStruct((5, 5, 48, 128), jnp.float32), 1
+    )
+
+
+@pytest.mark.parametrize("name", ["conv", "max_pool"])
+def test_forward_mode_names_the_remedy(name):
+    x, kernel = random((1, 6, 6, 2), dtype=np.float32), random((3, 3, 2, 2), dtype=np.float32)
+    block = {"conv": lambda x: conv(x, kernel), "max_pool": max_pool}[name]
+    with pytest.raises(TypeError, match=f'{name} with forms="auto" .* use forms="reference"'):
+        jax.jvp(block, (x,), (x,))
+
+
+def test_a_batch_of_unknown_size_exports_in_both_forms():
+    (n,) = jax.export.symbolic_shape("n")
+    kernel = random((5, 5, 2, 2), dtype=np.float32)
+    for name in ("auto", "reference"):
+        net = jax.jit(lambda x, name=name: max_pool(conv(x, kernel, padding=2, forms=name), forms=name))
+        exported = jax.export.export(net)(jax.ShapeDtypeStruct((n, 9, 9, 2), jnp.float32))
+        x = random((3, 9, 9, 2), dtype=np.float32)
+        np.testing.assert_allclose(exported.call(x), net(x), rtol=1e-4, atol=1e-5)
