@@ -16,7 +16,7 @@ def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> in
 
     from alexnet_jax.checkpoint import CheckpointError
     from alexnet_jax.data.prepared import DataError
-    from alexnet_jax.training import flags
+    from alexnet_jax.training import devices, flags
     from alexnet_jax.training.config import ConfigError
     from alexnet_jax.training.errors import LostProcess, RunError
     from alexnet_jax.training.loop import train as run
@@ -29,6 +29,7 @@ def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> in
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax and Grain tell of every save and thread
     try:
         command = flags.parse(arguments)
+        devices.keep_heap()
         outcome = run(command.config, command.workdir)
     except (ConfigError, DataError, CheckpointError) as error:
         return leave(refuse(program, str(error)), error)

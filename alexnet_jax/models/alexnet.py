@@ -164,7 +164,8 @@ class AlexNet(nnx.Module):
             channels = layer.features
         h = all_channels(h, channels, self.tower_axis)
         if self.spec.adaptive_pool is not None:
-            h = found["avgpool"] = adaptive_avg_pool(h, self.spec.adaptive_pool)
+            with jax.named_scope("avgpool"):
+                h = found["avgpool"] = adaptive_avg_pool(h, self.spec.adaptive_pool)
         h = h.reshape(h.shape[0], -1)
 
         width = h.shape[-1]
@@ -195,7 +196,8 @@ class AlexNet(nnx.Module):
         found[f"{name}.pre"] = h
         for stage in layer.following():
             if stage == "activation":
-                h = found[name] = _ACTIVATIONS[self.spec.activation](h)
+                with jax.named_scope(name):
+                    h = found[name] = _ACTIVATIONS[self.spec.activation](h)
             elif stage == "norm" and layer.norm is not None:
                 with jax.named_scope(f"norm{number}"):
                     h = found[f"norm{number}"] = self._norm(layer.norm, h)

@@ -24,7 +24,7 @@ from alexnet_jax.models import ModelSpec, get_spec
 from alexnet_jax.training.model_config import ModelConfig, changed
 from alexnet_jax.training.optimizer_config import OptimizerConfig
 from alexnet_jax.training.parallel_config import ParallelConfig
-from alexnet_jax.training.schema import ConfigError
+from alexnet_jax.training.schema import ConfigError, profile_steps
 from alexnet_jax.training.schema import key as _key
 from alexnet_jax.training.schema import one_of as _one_of
 from alexnet_jax.training.schema import positive as _positive
@@ -121,6 +121,15 @@ class Config:
     compilation_cache: bool = _key(
         True,
         "keep compiled programs in the user's cache folder, so that a restart need not compile again",
+        may_change=True,
+    )
+    profile: str | None = _key(
+        None,
+        "FIRST:LAST, such as 10:20: a trace of these steps, the run's first being 1, is written into profile/ in the "
+        "workdir; a resumed run traces those of them that it takes",
+        unit="steps",
+        allowed="FIRST:LAST with 1 <= FIRST <= LAST",
+        check=lambda value: len(profile_steps(value)) > 0,
         may_change=True,
     )
     init_from: str | None = _key(

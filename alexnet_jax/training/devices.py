@@ -10,6 +10,7 @@ import pathlib
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -40,6 +41,26 @@ def set_deterministic(wanted: bool | None) -> None:
             )
         return
     os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}=true".strip()
+
+
+def keep_heap() -> bool:
+    """Has glibc keep freed memory, instead of taking a page fault for it again at every step; whether it does.
+
+    For the start of a program that trains on a CPU, before JAX starts its threads: a setting of the
+    whole process, which a library must not touch. XLA asks for the temporaries of a step as blocks of
+    many megabytes, which glibc by default maps afresh each time, and a thread's own arena gives them
+    back; so no block is mapped, nothing is given back, and there is one arena.
+    Where the C library is another, or the host has a GPU, nothing happens.
+    """
+    if nvidia_gpus() and jax.config.jax_platforms != "cpu":  # type: ignore[attr-defined]
+        return False
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    import ctypes
+
+    mallopt = ctypes.CDLL(None).mallopt
+    # malloc.h: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8; the call returns 1 on success.
+    return all([mallopt(-4, 0) == 1, mallopt(-1, 2**31 - 1) == 1, mallopt(-8, 1) == 1])
 
 
 def is_deterministic(wanted: bool | None) -> bool:
@@ -139,3 +160,15 @@ def peak_memory_mib() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def device_memory(used: Sequence[Any]) -> dict[str, float]:
+    """`device_memory_mib`: the most memory that one of these devices, those of this process, has held so far.
+
+    JAX counts what its allocator has handed out, so the pool that it takes from the start (three
+    quarters of a GPU) says nothing here. A CPU counts nothing: an empty dictionary.
+    """
+    here = jax.process_index()
+    stats = [device.memory_stats() or {} for device in used if device.process_index == here]
+    peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
+    return {"device_memory_mib": round(max(peaks) / 2**20, 1)} if peaks else {}

@@ -16,22 +16,25 @@ from rich.console import Console
 
 from alexnet_jax import evaluation, figures
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.training import devices, processes, progress
+from alexnet_jax.training import devices, processes, profiling, progress
 from alexnet_jax.training.clock import Clock
 from alexnet_jax.training.config import Config, to_dict
 from alexnet_jax.training.errors import NothingSaved
 from alexnet_jax.training.metrics import MetricsLog, write_atomically
 from alexnet_jax.training.result import earlier_result, finish, git_state, print_end, program
 from alexnet_jax.training.saving import Progress, Saver
-from alexnet_jax.training.setup import Interrupted, Run, check_workdir, describe, has_checkpoint, precision, set_up
+from alexnet_jax.training.setup import (
+    Interrupted,
+    Run,
+    check_workdir,
+    has_checkpoint,
+    precision,
+    print_beginning,
+    set_up,
+)
 from alexnet_jax.training.signals import Stop, Stopped
 from alexnet_jax.training.step import TrainState
-from alexnet_jax.training.trouble import (
-    first_bad,
-    memory_in_words,
-    report_divergence,
-    stalled,
-)
+from alexnet_jax.training.trouble import first_bad, memory_in_words, report_divergence, stalled
 from alexnet_jax.training.watching import Unheard, Watch, first_kernels
 from alexnet_jax.training.workdir import locked, writing
 
@@ -134,7 +137,7 @@ def _train(
         saver = Saver(run, checkpoints, workdir, lambda text: console.print(text, markup=False))
         state, history = saver.restored()
         first_step = int(state.step)
-        _print_beginning(console, run, workdir, first_step, warning)
+        print_beginning(console, run, workdir, first_step, warning)
         if first_step < run.num_steps or history.unevaluated:
             team.by_first(lambda: begin(("result.json", "diverged.json")))
             state, stopped = _Loop(run, workdir, saver, console, stop, history).steps(state)
@@ -175,6 +178,7 @@ class _Loop:
         self._granted: Any = None  # the last step's, on the device
         self._log: MetricsLog | Unheard = Unheard()
         self._watch: Watch | Unheard = Unheard()
+        self._profile: profiling.Profile | profiling.Off = profiling.Off()
 
     def steps(self, state: TrainState) -> tuple[TrainState, signal.Signals | None]:
         """Trains up to the last step, or until a stop signal came here or to another process (then SIGTERM).
@@ -189,6 +193,7 @@ class _Loop:
             try:
                 state, stopped = self._steps(state, first_step)
             finally:
+                self._profile.close()
                 self._watch.close(patience=2 if self._stop else 60)
         finally:
             self._reporter.close()
@@ -200,6 +205,9 @@ class _Loop:
             path = self._workdir / "metrics.jsonl"
             self._log = MetricsLog(path, up_to_step=first_step, tell=self._reporter.line)
         self._watch = Watch(self._run, self._workdir, first_step, self._reporter.line)
+        self._profile = profiling.make_profile(
+            self._run.config.profile, self._workdir, first_step, tell=self._reporter.line, paused=self._clock.paused
+        )
 
     def _steps(self, state: TrainState, first_step: int) -> tuple[TrainState, bool]:
         run, config, stopped = self._run, self._run.config, False
@@ -210,10 +218,11 @@ class _Loop:
         run.compile_ahead(state)
         batches = run.batches(first_step)
         for step in range(first_step + 1, run.num_steps + 1):
-            with self._clock.waiting():
-                batch = next(batches)
-            state, metrics = run.train_step(state, run.mean_image, *batch, *self._wishes())
-            self._pending.append(metrics)
+            with self._profile.step(step, self._pending):
+                with self._clock.waiting():
+                    batch = next(batches)
+                state, metrics = run.train_step(state, run.mean_image, *batch, *self._wishes())
+                self._pending.append(metrics)
             if len(self._pending) > 1:
                 jax.block_until_ready(self._pending[-2])
             stopped, due = self._decided(step)
@@ -293,6 +302,7 @@ class _Loop:
             "learning_rate": float(metrics[-1]["learning_rate"]),
             "images_per_second": round(speed, 1),
             "data_wait_fraction": round(wait, 4),
+            **devices.device_memory(run.layout.devices),
         }
         self._log.write(**line)
         self._watch.line(line)
@@ -375,8 +385,7 @@ class _Loop:
             self._stop.at_once = False
             self._saved_step, self._saved_at, self._wished = -1, time.monotonic(), False
             self._pending = jax.device_get(self._pending)
-            place = first_bad(self._pending)
-            if place is not None:
+            if (place := first_bad(self._pending)) is not None:
                 bad = self._pending[place]
                 at = step - len(self._pending) + 1 + place
                 self._diverged(state, "training", at, {"loss": bad["loss"] / bad["count"]})
@@ -389,12 +398,3 @@ class _Loop:
             score = self._score[1] if self._score[0] == step else None
             if self._saver.save(state, step, self._history, score):
                 self._saved_step = step
-
-
-def _print_beginning(console: Console, run: Run, workdir: pathlib.Path, first_step: int, warning: str | None) -> None:
-    if warning:
-        console.print(warning, style="bold red", markup=False)
-    resumed = f"resumes after step {first_step:,}" if first_step else "new run"
-    state = "finished" if first_step >= run.num_steps else resumed
-    for heading, words in [*describe(run), ("workdir", f"{workdir.absolute()} ({state})")]:
-        console.print(f"{heading:<10} {words}", markup=False)

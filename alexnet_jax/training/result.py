@@ -68,6 +68,7 @@ def _written(
         "epochs": round(steps / run.steps_per_epoch, 2),
         "seconds": round(seconds, 1),
         "peak_memory_mib": round(devices.peak_memory_mib()),
+        **devices.device_memory(run.layout.devices),
         "device": devices.describe(run.layout.devices),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git": git,

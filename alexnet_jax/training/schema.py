@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,3 +32,10 @@ def one_of(default: Any, options: tuple[str, ...], meaning: str, **more: Any) ->
 
 def positive(default: Any, meaning: str, **more: Any) -> Any:
     return key(default, meaning, allowed="at least 1", check=lambda value: value >= 1, **more)
+
+
+def profile_steps(text: str) -> range:
+    """The steps from FIRST to LAST, counted from 1, that "FIRST:LAST" says; none if that is not what it says."""
+    found = re.fullmatch(r"([0-9]{1,12}):([0-9]{1,12})", text)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    return range(first, last + 1) if first else range(0)

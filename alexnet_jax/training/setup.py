@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
 from alexnet_jax import evaluation, keys
 from alexnet_jax.data import loader
@@ -31,6 +32,7 @@ from alexnet_jax.training.init_from import Start, start_from
 from alexnet_jax.training.parallel_config import describe as describe_layout
 from alexnet_jax.training.parallel_config import make_layout
 from alexnet_jax.training.processes import Team
+from alexnet_jax.training.profiling import check_profile
 from alexnet_jax.training.schedules import Schedule, make_schedule
 
 
@@ -177,6 +179,8 @@ def set_up(
             f"config.batch_size={config.batch_size} is larger than the {count} training images: "
             'make it smaller, or set config.data.last_batch="keep"'
         )
+    num_steps = config.num_steps or config.num_epochs * per_epoch
+    check_profile(config.profile, num_steps)
     if len(data.classes) < 2:
         raise DataError(f"{data.directory} has {len(data.classes)} class; training needs at least two")
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
@@ -189,7 +193,6 @@ def set_up(
         start = start_from(config.init_from, config.init_skip, params, spec, data.classes)
     elif config.init_skip and config.init_from is None and not resumes:
         raise ConfigError(f"config.init_skip={config.init_skip!r} goes with config.init_from, which is None")
-    num_steps = config.num_steps or config.num_epochs * per_epoch
     optimizer = optimizers.make_optimizer(config.optimizer, list(params))
     schedule = make_schedule(config.optimizer, per_epoch, num_steps=num_steps, layers=list(params))
     initial = steps.init_state(start.params, optimizer, schedule)
@@ -335,6 +338,16 @@ def check_earlier(config: Config, earlier: Any, workdir: pathlib.Path) -> None:
             f"{workdir} holds a run with another configuration ({'; '.join(changed)}): "
             "take another --workdir, or go back to the earlier values"
         )
+
+
+def print_beginning(console: Console, run: Run, workdir: pathlib.Path, first_step: int, warning: str | None) -> None:
+    """What a run is, how far it is, and what its owner should know first."""
+    if warning:
+        console.print(warning, style="bold red", markup=False)
+    resumed = f"resumes after step {first_step:,}" if first_step else "new run"
+    state = "finished" if first_step >= run.num_steps else resumed
+    for heading, words in [*describe(run), ("workdir", f"{workdir.absolute()} ({state})")]:
+        console.print(f"{heading:<10} {words}", markup=False)
 
 
 def describe(run: Run) -> list[tuple[str, str]]:

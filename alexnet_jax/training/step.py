@@ -105,8 +105,9 @@ def make_train_step(
         count = layout.total(jnp.sum(mask, dtype=jnp.int32))
         batch = _filled_up((images, labels, mask), accumulate_steps)
         rows = layout.first_row(len(labels)) + jnp.arange(len(batch[0]))
-        views = view_keys(seed, state.step, rows, augmentation)
-        drops = keys.for_step(seed, keys.Purpose.DROPOUT, state.step, rows)
+        with jax.named_scope("draws"):
+            views = view_keys(seed, state.step, rows, augmentation)
+            drops = keys.for_step(seed, keys.Purpose.DROPOUT, state.step, rows)
 
         def gradient(part: tuple[Any, ...]) -> tuple[Any, Metrics]:
             images, labels, mask, views, drops = part
@@ -117,14 +118,16 @@ def make_train_step(
 
             def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
                 logits = nnx.merge(graph, params)(x, train=True, dropout_key=drops)
-                totals = evaluation.sums(logits, labels, mask)
+                with jax.named_scope("loss"):
+                    totals = evaluation.sums(logits, labels, mask)
                 # The whole batch's count; each tower has a copy of the loss, see `Layout.gradient_sum`.
                 return totals["loss"] / count / layout.towers, totals
 
             return jax.grad(loss_fn, has_aux=True)(state.params)
 
         grads, totals = _sum_over_parts(gradient, (*batch, views, drops), accumulate_steps)
-        grads = layout.gradient_sum(grads, state.params if like is None else like.params)
+        with jax.named_scope("gradient_sum"):
+            grads = layout.gradient_sum(grads, state.params if like is None else like.params)
         totals = layout.total(totals) | ({} if wishes is None else {"wishes": layout.any(wishes)})
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, rates=settings.rates)
@@ -174,8 +177,11 @@ def make_evaluation_step(
     ) -> Metrics:
         chex.assert_shape([labels, mask], images.shape[:1])
         images, labels, mask = layout.all_rows((images, labels, mask))
-        x = evaluation_view(images, contract, mean_image)
-        totals = layout.total(evaluation.sums(nnx.merge(graph, params)(x), labels, mask))
+        with jax.named_scope("view"):
+            x = evaluation_view(images, contract, mean_image)
+        logits = nnx.merge(graph, params)(x)
+        with jax.named_scope("loss"):
+            totals = layout.total(evaluation.sums(logits, labels, mask))
         return totals | ({} if wishes is None else {"wishes": layout.any(wishes)})
 
     return layout.compile(step_fn, like, updates=False)

@@ -19,7 +19,10 @@ from alexnet_jax.training.metrics import read
 from alexnet_jax.training.setup import Run
 
 EVERY = 30.0  # seconds between drawings, which take a second of a core
-SCALARS = ("loss", "top1_error", "top5_error", "learning_rate", "images_per_second", "data_wait_fraction")
+SCALARS = (
+    *("loss", "top1_error", "top5_error", "learning_rate"),
+    *("images_per_second", "data_wait_fraction", "device_memory_mib"),
+)
 
 
 def draw(metrics: list[dict[str, Any]], kernel: np.ndarray, groups: int, workdir: pathlib.Path) -> None:

@@ -37,6 +37,8 @@ def values_of(key):
     """Valid values of a key."""
     if key.name == "optimizer.plateau_max_drops":
         found = st.integers(0, 100)
+    elif key.name == "profile":
+        found = st.lists(st.integers(1, 10**6), min_size=2, max_size=2).map(lambda ends: "{}:{}".format(*sorted(ends)))
     elif key.allowed.startswith("one of "):
         found = st.sampled_from(key.allowed.removeprefix("one of ").split(", "))
     else:

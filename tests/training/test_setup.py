@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 from alexnet_jax import cli
 from alexnet_jax.data.prepared import Prepared, Split, Statistics
 from alexnet_jax.data.views import Augmentation
-from alexnet_jax.training import devices, setup
+from alexnet_jax.training import devices, loop, setup
 from alexnet_jax.training import workdir as workdirs
 from alexnet_jax.training.config import Config, ConfigError, from_dict, to_dict
 from alexnet_jax.training.signals import Stop
@@ -122,6 +124,70 @@ def test_devices_in_words():
     for other in others:
         assert f"{other.platform}:{other.id}" in words.split("unused")[1]
     assert devices.peak_memory_mib() > 50
+
+
+class Library:
+    """The C library, which notes its settings instead of making them."""
+
+    def __init__(self, works=1):
+        self.calls: list[tuple[int, int]] = []
+        self._works = works
+
+    def mallopt(self, parameter, value):
+        self.calls.append((parameter, value))
+        return self._works
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """A host with glibc and without a GPU."""
+    found = Library()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: found)
+    monkeypatch.setattr(devices, "nvidia_gpus", list)
+    monkeypatch.setattr(devices.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    return found
+
+
+def test_the_heap_is_kept_by_glibc_on_a_cpu_only(library, monkeypatch):
+    assert devices.keep_heap()
+    assert dict(library.calls) == {-4: 0, -1: 2**31 - 1, -8: 1}
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library(works=0))
+    assert not devices.keep_heap()
+    monkeypatch.setattr(ctypes, "CDLL", pytest.fail)
+    monkeypatch.setattr(devices.platform, "libc_ver", lambda: ("", ""))
+    assert not devices.keep_heap()
+    monkeypatch.setattr(devices.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(devices, "nvidia_gpus", lambda: ["0000:01:00.0"])
+    before = jax.config.jax_platforms
+    try:
+        jax.config.update("jax_platforms", "")
+        assert not devices.keep_heap()
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+def test_the_program_keeps_the_heap_and_the_library_does_not(library, monkeypatch, tmp_path):
+    begun = []
+    monkeypatch.setattr(loop, "train", lambda *_: begun.append(len(library.calls)) or loop.Outcome({}))
+    assert cli.train([f"--workdir={tmp_path}"]) == 0
+    assert begun == [3]
+    program = "import ctypes, sys; ctypes.CDLL = sys.exit; import alexnet_jax.cli; import alexnet_jax.training.loop"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def device(process_index, stats):
+    """A device with its count of memory."""
+    return SimpleNamespace(process_index=process_index, memory_stats=lambda: stats)
+
+
+def test_the_memory_of_the_devices_is_the_most_that_one_of_this_process_held():
+    used = [device(0, {"bytes_in_use": 1, "peak_bytes_in_use": 3 * 2**20}), device(0, {"peak_bytes_in_use": 2**19})]
+    other = device(1, {"peak_bytes_in_use": 2**40})
+    assert devices.device_memory([*used, other]) == {"device_memory_mib": 3.0}
+    assert devices.device_memory([device(0, {"peak_bytes_in_use": 2**19})]) == {"device_memory_mib": 0.5}
+    for none in ([], [other], [device(0, None)], [device(0, {})], [device(0, {"bytes_in_use": 5})]):
+        assert devices.device_memory(none) == {}
+    assert devices.device_memory(jax.local_devices(backend="cpu")) == {}
 
 
 @pytest.mark.parametrize(
