@@ -10,7 +10,7 @@ from alexnet_jax.models import (
     preprocess,
     with_init,
 )
-from alexnet_jax.weights import load_weights
+from alexnet_jax.weights import from_pretrained, load_weights
 
 __version__ = "0.1.0"
 
@@ -19,6 +19,7 @@ __all__ = [
     "ModelSpec",
     "__version__",
     "create_model",
+    "from_pretrained",
     "get_spec",
     "list_models",
     "load_weights",

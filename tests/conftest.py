@@ -17,16 +17,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 PARITY = "compares with PyTorch, which is not installed: pip install -e '.[parity]'"
 
+PEERS = {"torch": "PyTorch", "cv2": "OpenCV"}  # of the extra `parity`
+
 
 def pytest_addoption(parser):
-    parser.addoption("--require-parity", action="store_true", help="fail where PyTorch is missing, instead of skipping")
+    parser.addoption("--require-parity", action="store_true", help="fail where a peer is missing, instead of skipping")
 
 
 def pytest_collection_modifyitems(config, items):
-    if importlib.util.find_spec("torch"):
+    missing = [peer for module, peer in PEERS.items() if importlib.util.find_spec(module) is None]
+    if missing and config.getoption("--require-parity"):
+        raise pytest.UsageError(f"--require-parity: not installed: {', '.join(missing)}")
+    if "PyTorch" not in missing:
         return
-    if config.getoption("--require-parity"):
-        raise pytest.UsageError("--require-parity: PyTorch is not installed")
     for item in items:
         if item.get_closest_marker("parity"):
             item.add_marker(pytest.mark.skip(reason=PARITY))

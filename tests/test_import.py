@@ -21,7 +21,7 @@ before = state()
 CHECK = """
 exec(BACKENDS)
 assert not backends, f"a backend was started: {backends}"
-heavy = [name for name in ("tensorflow", "torch", "sklearn", "matplotlib.pyplot") if name in sys.modules]
+heavy = [name for name in ("tensorflow", "torch", "sklearn", "matplotlib.pyplot", "pooch") if name in sys.modules]
 assert not heavy, f"imported: {heavy}"
 after = state()
 for was, now in zip(before, after):

@@ -11,8 +11,9 @@ import msgpack
 import numpy as np
 import safetensors
 
-from alexnet_jax.weights import torch_files
+from alexnet_jax.weights import caffe, torch_files
 from alexnet_jax.weights.errors import WeightsError
+from alexnet_jax.weights.metadata import MEAN_IMAGE, read_classes, read_mean_image, read_spec
 from alexnet_jax.weights.source import LARGEST_FILE, Entry, Source
 
 # Of safetensors, by NumPy's names; others are refused when they are asked for.
@@ -22,19 +23,26 @@ _TEXTS = {bytes([byte]) for byte in (*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB)}  # M
 _DEEPEST, _MOST = 8, 4096  # levels of a Flax tree, and entries of one
 
 
-def open_source(path: pathlib.Path) -> Source:
+def open_source(path: pathlib.Path, prototxt: pathlib.Path | None = None) -> Source:
     """The arrays of a file or run folder; of a file's values, none is read yet but in Flax's form.
+
+    Args:
+      path: the file or folder.
+      prototxt: a description of the network, which goes with Caffe's files alone.
 
     Raises:
       WeightsError: there is nothing there, or nothing that can be used.
       CheckpointError: a run folder without a checkpoint that can be used.
     """
-    if path.is_dir():
-        return _run(path)
-    if not path.is_file():
+    if not (path.is_dir() or path.is_file()):
         raise WeightsError(f"{path}: there is no such file or folder")
     try:
-        return _reader(path)(path)
+        reader = _run if path.is_dir() else _reader(path)
+        if reader is caffe.read:
+            return caffe.read(path, prototxt)
+        if prototxt is not None:
+            raise WeightsError("prototxt= goes with Caffe's .caffemodel, which this is not: leave it out")
+        return reader(path)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
 
@@ -59,9 +67,11 @@ def _reader(path: pathlib.Path) -> Any:
     # A map of 1 to 15 entries whose first key is a text, or a longer one.
     if start[:1] in (b"\xde", b"\xdf") or (b"\x81" <= start[:1] <= b"\x8f" and start[1:2] in _TEXTS):
         return _flax
+    if start.startswith(caffe.STARTS):
+        return caffe.read
     raise WeightsError(
-        "not a file of weights that is known: PyTorch's .pth and .pt, .safetensors and Flax's .msgpack are; "
-        "or give a training run's folder"
+        "not a file of weights that is known: PyTorch's .pth and .pt, .safetensors, Caffe's .caffemodel and Flax's "
+        ".msgpack are; or give a training run's folder"
     )
 
 
@@ -80,7 +90,16 @@ def _safetensors(path: pathlib.Path) -> Source:
         raise WeightsError(
             f"this safetensors file is cut off or damaged ({error}): copy or download it again"
         ) from None
-    return Source("safetensors", entries, variant=metadata.get("variant"))
+    if "spec" not in metadata:
+        return Source("safetensors", entries, variant=metadata.get("variant"))
+    mean_image = entries.pop(MEAN_IMAGE, None)
+    return Source(
+        "safetensors",
+        entries,
+        spec=read_spec(metadata["spec"]),
+        classes=read_classes(metadata["classes"]) if "classes" in metadata else None,
+        mean_image=None if mean_image is None else read_mean_image(mean_image),
+    )
 
 
 def _safetensor(path: pathlib.Path, name: str) -> np.ndarray:

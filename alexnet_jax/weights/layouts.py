@@ -12,6 +12,14 @@ images NCHW. So:
 - a matrix (out, in) becomes (in, out);
 - fc6's inputs go from the order channel, height, width to height, width, channel;
 - biases stay. These networks have no LRN, whose α would have to be translated.
+
+Caffe's, in `bvlc_alexnet` and `caffenet`: `convN[0]` (K, C/groups, k, k), `fcN[0]` (out, in), biases
+`convN[1]` and `fcN[1]`, images NCHW: the same steps as from PyTorch. Besides:
+
+- images are BGR, and so are these variants' (`InputSpec.channel_order`), whose kernels stay. For a
+  spec that takes RGB, the channels of conv1's kernel are turned round;
+- Caffe divides LRN's α by the window's size, and so do these variants (`NormSpec.alpha_per`), whose
+  norms run across both groups. No weight depends on it.
 """
 
 from __future__ import annotations
@@ -26,6 +34,8 @@ from alexnet_jax.weights.errors import WeightsError
 _FEATURES, _CLASSIFIER = (0, 3, 6, 8, 10), (1, 4, 6)
 # The variants whose published weights have PyTorch's names.
 TORCH_VARIANTS = ("torchvision", "half")
+# Those whose published weights have Caffe's.
+CAFFE_VARIANTS = ("bvlc_alexnet", "caffenet")
 
 
 def layers(spec: ModelSpec) -> list[str]:
@@ -73,8 +83,26 @@ class Native:
         return value
 
 
-class Torch(Native):
-    """PyTorch's names and layout; the module's docstring has the rules."""
+class _ChannelsFirst(Native):
+    """The layout that PyTorch and Caffe share; the module's docstring has the rules."""
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape[::-1]
+
+    def ours(self, name: str, value: np.ndarray) -> np.ndarray:
+        if value.ndim == 4:
+            return value.transpose(2, 3, 1, 0)
+        # The first layer that sees maps; it is the head where there are no hidden ones.
+        first = [*self.spec.dense_names(), self.spec.head_name()][0]
+        if name == f"{first}.kernel":
+            stage = f"{first}.pre" if self.spec.dense else "logits"
+            height, width, channels = next(place.before for place in self.spec.walk(1) if place.name == stage)
+            return value.reshape(-1, channels, height, width).transpose(2, 3, 1, 0).reshape(value.shape[::-1])
+        return value.T
+
+
+class Torch(_ChannelsFirst):
+    """PyTorch's names and layout."""
 
     kind = "PyTorch's"
 
@@ -89,19 +117,25 @@ class Torch(Native):
         layer, _, leaf = ours.partition(".")
         return f"{self.places[layer]}.{'weight' if leaf == 'kernel' else 'bias'}"
 
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape[::-1]
+
+class Caffe(_ChannelsFirst):
+    """Caffe's names, as in its `net.params`, and its layout."""
+
+    kind = "Caffe's"
+
+    def name(self, ours: str) -> str:
+        layer, _, leaf = ours.partition(".")
+        return f"{layer}[{0 if leaf == 'kernel' else 1}]"
 
     def ours(self, name: str, value: np.ndarray) -> np.ndarray:
-        if value.ndim == 4:
-            return value.transpose(2, 3, 1, 0)
-        if name == f"{self.spec.dense_names()[0]}.kernel":
-            first = f"{self.spec.dense_names()[0]}.pre"
-            height, width, channels = next(stage.before for stage in self.spec.walk(1) if stage.name == first)
-            return value.reshape(-1, channels, height, width).transpose(2, 3, 1, 0).reshape(value.shape[::-1])
-        return value.T
+        found = super().ours(name, value)
+        if name == f"{self.spec.conv_names()[0]}.kernel" and self.spec.input.channel_order == "rgb":
+            return found[:, :, ::-1]
+        return found
 
 
 def layout_of(names: list[str]) -> type[Native]:
     """Whose names a file has."""
-    return Torch if any(name.startswith(("features.", "classifier.")) for name in names) else Native
+    if any(name.startswith(("features.", "classifier.")) for name in names):
+        return Torch
+    return Caffe if any(name.endswith("[0]") for name in names) else Native

@@ -15,9 +15,19 @@ import numpy as np
 from flax import nnx
 
 from alexnet_jax.models import AlexNet, ModelSpec, create_model, get_spec, list_models
+from alexnet_jax.weights.caffe import read_mean
 from alexnet_jax.weights.errors import WeightsError
 from alexnet_jax.weights.files import open_source
-from alexnet_jax.weights.layouts import TORCH_VARIANTS, Native, Torch, layers, layout_of, shapes
+from alexnet_jax.weights.layouts import (
+    CAFFE_VARIANTS,
+    TORCH_VARIANTS,
+    Caffe,
+    Native,
+    Torch,
+    layers,
+    layout_of,
+    shapes,
+)
 from alexnet_jax.weights.source import Source
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -59,14 +69,16 @@ def load_weights(
     num_classes: int | None = None,
     partial: bool = False,
     rngs: int | jax.Array | nnx.Rngs = 0,
+    prototxt: str | os.PathLike[str] | None = None,
 ) -> AlexNet:
     """The network whose weights are in a file or in a training run's folder.
 
     Read are PyTorch's state dicts (`.pth`, `.pt`; the zip form and the one before PyTorch 1.6) of
     torchvision's `alexnet` and the half-width listing, alone or under "state_dict",
     "model_state_dict" or "model"; safetensors and Flax's MessagePack with PyTorch's names or ours;
-    this project's runs and checkpoints. What a file is, its bytes say, not its name. No file can run
-    code, PyTorch is not needed, and no more memory is reserved than the file's own size warrants.
+    Caffe's `.caffemodel` of `bvlc_alexnet` and `caffenet`; this project's runs and checkpoints. What a
+    file is, its bytes say, not its name. No file can run code, neither PyTorch nor Caffe is needed, and
+    no more memory is reserved than the file's own size warrants.
     `alexnet_jax.weights.layouts` says how layouts are translated.
 
     Args:
@@ -80,18 +92,21 @@ def load_weights(
         for files of convolutions alone, or for other classes. What was loaded is logged at level INFO to
         "alexnet_jax.weights"; `alexnet_jax.weights.open_weights` returns it.
       rngs: a seed, a key or `nnx.Rngs` for what starts afresh.
+      prototxt: Caffe's description of the network (`deploy.prototxt`), for a `.caffemodel` that has
+        none in itself. It must agree with what the `.caffemodel` says.
 
     Returns:
       The model, its parameters in float32 whatever the file's floating-point type.
 
     Raises:
       WeightsError: no such file, an unknown or broken one; a variant that can't be told (the
-        candidates are named) or is not the file's; and, all in one message, missing, unexpected
-        and misshapen arrays, and those whose values are not floating-point, or not finite in float32.
+        candidates are named) or is not the file's; and, all in one message, layers that a Caffe file
+        describes otherwise (which partial=True only logs), missing, unexpected and misshapen arrays,
+        and those whose values are not floating-point, or not finite in float32.
       CheckpointError: a run's folder without a checkpoint that can be used.
       ValueError: an unknown variant.
     """
-    found = open_weights(path, variant=variant, num_classes=num_classes, partial=partial, rngs=rngs)
+    found = open_weights(path, variant=variant, num_classes=num_classes, partial=partial, rngs=rngs, prototxt=prototxt)
     for heading, words in found.lines():
         logging.getLogger("alexnet_jax.weights").info("%s: %s", heading, words)
     return found.model
@@ -104,37 +119,59 @@ def open_weights(
     num_classes: int | None = None,
     partial: bool = False,
     rngs: int | jax.Array | nnx.Rngs = 0,
+    prototxt: str | os.PathLike[str] | None = None,
+    mean: str | os.PathLike[str] | None = None,
 ) -> Weights:
-    """As `load_weights`, with what was and was not loaded, and what else the file gives."""
+    """As `load_weights`, with what was and was not loaded, and what else the file gives.
+
+    `mean` is Caffe's `mean.binaryproto`; `Weights.mean_image` is then its image, in this package's
+    convention whatever the file's. The network must subtract one, of the size that its images are
+    scaled to.
+    """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if isinstance(variant, str):
         get_spec(variant)  # an unknown name is refused before any work
     place = pathlib.Path(path)
-    source = open_source(place)
+    image = None if mean is None else read_mean(pathlib.Path(mean))
+    source = open_source(place, None if prototxt is None else pathlib.Path(prototxt))
     try:
-        return _load(source, variant, num_classes, partial, rngs)
+        return _load(source, image, variant, num_classes, partial, rngs)
     except WeightsError as error:
         raise WeightsError(f"{place}: {error}") from None
 
 
 def _load(
-    source: Source, variant: str | ModelSpec | None, num_classes: int | None, partial: bool, rngs: Any
+    source: Source,
+    image: np.ndarray | None,
+    variant: str | ModelSpec | None,
+    num_classes: int | None,
+    partial: bool,
+    rngs: Any,
 ) -> Weights:
     layout = layout_of(list(source.entries))(_spec(source, variant))
     spec, head = layout.spec, layout.spec.head_name()
+    side = spec.input.resize if spec.input.mean_image else None
+    if image is not None and image.shape != (side, side, 3):
+        raise WeightsError(
+            f"the mean image has {_size(image.shape[:2])} pixels, and {spec.name} subtracts "
+            + (f"one of {side}×{side}" if side else "a mean pixel: leave mean= out")
+        )
+    differences = source.differences(spec)
     classes = num_classes or _classes(source, layout) or 1000
     faults = _faults(source, layout, classes)
     if partial and num_classes is None and _of(head, faults):
         classes = 1000
     unclaimed = source.entries.keys() - {layout.name(name) for name in shapes(spec, classes)}
-    if not partial and (faults or unclaimed):
-        raise WeightsError(_refusal(spec, faults, unclaimed))
+    if not partial and (differences or faults or unclaimed):
+        raise WeightsError(_refusal(spec, differences, faults, unclaimed))
 
     fresh = {layer: reason for layer in layers(spec) if (reason := "; ".join(_of(layer, faults)))}
     taken = [layer for layer in layers(spec) if layer not in fresh]
     if not taken:
-        raise WeightsError(f"no layer of {spec.name} can be taken: {_refusal(spec, faults, unclaimed)}")
+        raise WeightsError(f"no layer of {spec.name} can be taken: {_refusal(spec, differences, faults, unclaimed)}")
+    if source.classes is not None and head in taken and len(source.classes) != classes:
+        raise WeightsError(f"it has {len(source.classes):,} class names for {classes:,} classes: it is damaged")
     params: dict[str, dict[str, jax.Array]] = {layer: {} for layer in taken}
     broken = {}
     for name in shapes(spec, classes):
@@ -159,12 +196,12 @@ def _load(
     used = {layout.name(f"{layer}.{leaf}") for layer in taken for leaf in ("kernel", "bias")}
     return Weights(
         nnx.merge(graph, state),
-        source.kind,
+        "; ".join([source.kind, *differences]),
         tuple(taken),
         tuple(f"{layer} ({reason})" for layer, reason in fresh.items()),
         tuple(sorted(source.entries.keys() - used)),
         source.classes if head in taken else None,
-        source.mean_image,
+        source.mean_image if image is None else image,
     )
 
 
@@ -185,13 +222,13 @@ def _spec(source: Source, variant: str | ModelSpec | None) -> ModelSpec:
         return get_spec(said)
     kind = layout_of(list(source.entries))
     fits = {}
-    for name in TORCH_VARIANTS if kind is Torch else list_models():
+    for name in TORCH_VARIANTS if kind is Torch else CAFFE_VARIANTS if kind is Caffe else list_models():
         layout = kind(get_spec(name))
         expected = shapes(layout.spec, _classes(source, layout) or 1000)
         faults = _faults(source, layout, _classes(source, layout) or 1000)
-        fits[name] = len(expected) - len(faults)
+        fits[name] = len(expected) - len(faults), -len(source.differences(layout.spec))
     best = [name for name, count in fits.items() if count == max(fits.values())]
-    if not max(fits.values()):
+    if not max(fits.values())[0]:
         raise WeightsError(
             f"none of its arrays ({_listed(source.entries)}) is one of an AlexNet's: "
             "give variant= to see what is expected"
@@ -226,9 +263,9 @@ def _of(layer: str, faults: dict[str, str]) -> list[str]:
     return [fault for name, fault in faults.items() if name.partition(".")[0] == layer]
 
 
-def _refusal(spec: ModelSpec, faults: dict[str, str], unclaimed: Iterable[str]) -> str:
+def _refusal(spec: ModelSpec, differences: list[str], faults: dict[str, str], unclaimed: Iterable[str]) -> str:
     """Everything that is wrong, in one line."""
-    lines = [*faults.values(), *([f"not expected: {_listed(unclaimed)}"] if unclaimed else [])]
+    lines = [*differences, *faults.values(), *([f"not expected: {_listed(unclaimed)}"] if unclaimed else [])]
     return f"as {spec.name}, {'; '.join(lines)}. Give another variant=, or partial=True to take the layers that fit"
 
 

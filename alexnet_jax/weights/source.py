@@ -29,6 +29,10 @@ class Entry:
     read: Callable[[], np.ndarray]
 
 
+def _none(spec: ModelSpec) -> list[str]:
+    return []
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A file of weights that has been opened.
@@ -40,6 +44,7 @@ class Source:
       spec: the network that it gives in full, or None.
       classes: the classes' names in the order of the logits, or None.
       mean_image: (R, R, 3), float32, on 0 to 255 in RGB, or None.
+      differences: where the network that the file describes computes anything else than a spec's.
     """
 
     kind: str
@@ -48,3 +53,4 @@ class Source:
     spec: ModelSpec | None = None
     classes: tuple[str, ...] | None = None
     mean_image: Any = None
+    differences: Callable[[ModelSpec], list[str]] = _none

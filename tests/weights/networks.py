@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
+import pytest
 from models.builders import narrow, parameters
+
+from alexnet_jax import load_weights
+from alexnet_jax.weights import WeightsError
 
 PLACES = {f"conv{n}": f"features.{i}" for n, i in zip(range(1, 6), (0, 3, 6, 8, 10), strict=True)}
 PLACES |= {f"fc{n}": f"classifier.{i}" for n, i in zip(range(6, 9), (1, 4, 6), strict=True)}
 
 
-def network(name="half", num_classes=7):
+def network(name="half", num_classes=7, **options):
     """A narrow variant and parameters for it, float32."""
-    spec = narrow(name)
+    spec = narrow(name, **options)
     params = parameters(spec, num_classes)
     return spec, {layer: {k: v.astype(np.float32) for k, v in leaves.items()} for layer, leaves in params.items()}
 
@@ -40,9 +46,9 @@ def maps_of(spec):
     return [shape for shape in spec.stages(7).values() if len(shape) == 3][-1]
 
 
-def torch_state(name="half", num_classes=7):
+def torch_state(name="half", num_classes=7, **options):
     """A narrow variant, its parameters, and its state dict."""
-    spec, params = network(name, num_classes)
+    spec, params = network(name, num_classes, **options)
     return spec, params, as_torch(params, maps_of(spec))
 
 
@@ -64,3 +70,26 @@ def assert_holds(model, params):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name, strict=True)
+
+
+def caffe_state(name="caffenet", num_classes=7, *, size=131):
+    """A narrow variant whose fc6 sees 3 × 3 maps, its parameters, and its weights and biases by Caffe's layers."""
+    spec, params, state = torch_state(name, num_classes, size=size)
+    return spec, params, {layer: (state[f"{at}.weight"], state[f"{at}.bias"]) for layer, at in PLACES.items()}
+
+
+def refused(path, words, **options):
+    """The load is refused in one line that begins with the path, and reserves little memory."""
+    size = path.stat().st_size
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightsError) as caught:
+            load_weights(path, variant=options.pop("variant", None), **options)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert words in message
+    assert "\n" not in message
+    assert peak < 8 * size + (32 << 20)

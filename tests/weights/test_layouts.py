@@ -10,7 +10,7 @@ from models.builders import layer_names, narrow
 
 from alexnet_jax import create_model, get_spec, list_models
 from alexnet_jax.weights import WeightsError
-from alexnet_jax.weights.layouts import Native, Torch, layers, layout_of, shapes
+from alexnet_jax.weights.layouts import Caffe, Native, Torch, layers, layout_of, shapes
 
 from .networks import maps_of
 
@@ -24,11 +24,13 @@ def test_shapes_are_those_of_the_module(name):
     assert layers(spec) == layer_names(spec)
 
 
-@pytest.mark.parametrize("name", ["half", "torchvision", "paper"])
-def test_pytorchs_layout(name):
-    """paper has groups: PyTorch's kernels hold one group's channels, as ours."""
-    spec = narrow(name)
-    layout = Torch(spec)
+@pytest.mark.parametrize(
+    ("name", "kind"), [("half", Torch), ("torchvision", Torch), ("paper", Torch), ("caffenet", Caffe)]
+)
+def test_pytorchs_layout_and_caffes(name, kind):
+    """paper and caffenet have groups: kernels hold one group's channels, as ours."""
+    spec = narrow(name, size=131)  # fc6 sees maps of 3 × 3
+    layout = kind(spec)
     height, width, channels = maps_of(spec)
     height, width = (6, 6) if name == "torchvision" else (height, width)
     for ours, shape in shapes(spec, 7).items():
@@ -60,7 +62,23 @@ def test_pytorchs_names():
         Torch(get_spec("cifar"))
 
 
+def test_caffes_names():
+    layout = Caffe(get_spec("caffenet"))
+    names = ("conv1.kernel", "conv5.bias", "fc6.kernel", "fc8.bias")
+    assert [layout.name(name) for name in names] == ["conv1[0]", "conv5[1]", "fc6[0]", "fc8[1]"]
+
+
+def test_caffes_layout_where_the_head_sees_maps():
+    spec = get_spec("cifar")
+    layout = Caffe(spec)
+    theirs = np.arange(10 * 1024).reshape(10, 1024)
+    found = layout.ours("fc4.kernel", theirs)
+    for channel, y, x in ((0, 0, 1), (5, 3, 2), (63, 1, 0)):
+        np.testing.assert_array_equal(found[(y * 4 + x) * 64 + channel], theirs[:, (channel * 4 + y) * 4 + x])
+
+
 def test_whose_names():
+    assert layout_of(["conv1[0]", "conv1[1]"]) is Caffe
     assert layout_of(["classifier.6.bias"]) is Torch
     assert layout_of(["conv1.kernel"]) is Native
 

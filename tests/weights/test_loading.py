@@ -74,7 +74,7 @@ def test_the_name_of_a_file_says_nothing(tmp_path):
 UNKNOWN = {
     "empty": b"",
     "text": b"conv1.kernel 1 2 3",
-    "a caffemodel": b"\x0a\x07AlexNet",
+    "Caffe's mean image": b"\x08\x01\x10\x03\x18\x02\x20\x02",
     "HDF5": b"\x89HDF\r\n\x1a\n",
     "a safetensors header longer than the file": (1 << 40).to_bytes(8, "little") + b"{}",
 }

@@ -20,7 +20,7 @@ from alexnet_jax.weights import WeightsError
 from alexnet_jax.weights.files import open_source
 from alexnet_jax.weights.torch_files import LONGEST_PICKLE
 
-from .networks import assert_holds, torch_state
+from .networks import assert_holds, refused, torch_state
 from .torch_writer import (
     FORMS,
     MACHINE,
@@ -43,23 +43,6 @@ def save(request, tmp_path):
 @pytest.fixture(scope="module")
 def net():
     return torch_state()
-
-
-def refused(path, words, **options):
-    """The load is refused in one line that begins with the path, and reserves little memory."""
-    size = path.stat().st_size
-    tracemalloc.start()
-    try:
-        with pytest.raises(WeightsError) as caught:
-            load_weights(path, variant=options.pop("variant", None), **options)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ")
-    assert words in message
-    assert "\n" not in message
-    assert peak < 8 * size + (32 << 20)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
