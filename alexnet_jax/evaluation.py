@@ -261,6 +261,17 @@ def _scorer(networks: tuple[Structure, ...], crops: str) -> Callable[..., dict[s
     return jax.jit(step)
 
 
+def averaged(logits: jax.Array) -> jax.Array:
+    """Class scores (N, C) from the logits (N, V, C) of V views.
+
+    The logits of a single view; of several, the logarithms of their averaged softmaxes.
+    """
+    views = logits.shape[1]
+    if views == 1:
+        return logits[:, 0]
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1) - np.log(views).astype(logits.dtype)
+
+
 def per_example(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """The fields of `Examples`, without the labels, from the logits of every view.
 
@@ -269,9 +280,7 @@ def per_example(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
       labels: (N,), integer.
     """
     views = logits.shape[1]
-    scores = logits[:, 0]
-    if views > 1:
-        scores = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1) - np.log(views).astype(logits.dtype)
+    scores = averaged(logits)
     own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
     loss = -own[:, 0] if views > 1 else optax.softmax_cross_entropy_with_integer_labels(scores, labels)
     return {

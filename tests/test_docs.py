@@ -10,12 +10,15 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from alexnet_jax.models import get_spec
 from alexnet_jax.models.summary import as_markdown
 from alexnet_jax.models.traffic import exchanged_cells, exchanges
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Commands and code that work on a run that has been trained.
+ON_A_RUN = re.compile(r"evaluat|alexnet-jax (predict|features|neighbours|kernels|convert)")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -39,6 +42,15 @@ def folder(tmp_path):
     for name in ("train.py", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
+
+
+def photographs(folder):
+    """The two that scikit-learn ships, as files."""
+    from sklearn.datasets import load_sample_images
+
+    folder.mkdir()
+    for name, photograph in zip(("china", "flower"), load_sample_images().images, strict=True):
+        Image.fromarray(photograph).save(folder / f"{name}.jpg")
 
 
 def variables(cache):
@@ -69,7 +81,9 @@ def run_in_folder(folder, request):
 
     def run(text, *command):
         cache, names = folder / "cache", set(re.findall(r"runs/\w+", text))
-        if "evaluat" in text:
+        if "photos" in text:
+            photographs(folder / "photos")
+        if ON_A_RUN.search(text):
             trained = request.getfixturevalue("trained")
             cache = trained / "cache"
             for name in names:
@@ -84,7 +98,7 @@ def run_in_folder(folder, request):
 @pytest.mark.parametrize(
     ("page", "number"),
     [
-        pytest.param(page, number, marks=pytest.mark.slow if page.name == "evaluation.md" else ())
+        pytest.param(page, number, marks=pytest.mark.slow if page.name in ("evaluation.md", "using.md") else ())
         for page in PAGES
         for number in range(len(blocks(page, "python")))
     ],
@@ -101,7 +115,7 @@ SHORT = sorted({c for page in PAGES for c in commands(page) if not for_ci(c) and
 
 @pytest.mark.parametrize(
     "command",
-    [pytest.param(c, marks=pytest.mark.slow if re.search("evaluate|parallel", c) else ()) for c in SHORT],
+    [pytest.param(c, marks=pytest.mark.slow if ON_A_RUN.search(c) or "parallel" in c else ()) for c in SHORT],
 )
 def test_commands_run(command, run_in_folder):
     done = run_in_folder(command, "sh", "-c", command)

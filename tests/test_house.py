@@ -12,7 +12,7 @@ import alexnet_jax
 PACKAGE = pathlib.Path(alexnet_jax.__file__).parent
 ORDER = (
     *("keys", "nn", "models", "checkpoint", "data", "parallel"),
-    *("trained", "weights", "evaluation", "figures", "training", "cli"),
+    *("trained", "weights", "evaluation", "inference", "figures", "training", "cli"),
 )
 
 

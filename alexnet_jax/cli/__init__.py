@@ -17,6 +17,11 @@ COMMANDS = {
     "prepare": ("preparing", "prepare", "makes a data set ready to train on"),
     "train": ("training", "train", "trains a network"),
     "evaluate": ("evaluating", "evaluate", "the errors of a run, or of several together"),
+    "convert": ("converting", "convert", "weights to safetensors, ONNX or StableHLO"),
+    "predict": ("predicting", "predict", "the likeliest classes of images"),
+    "features": ("extracting", "features", "a layer's activations for any number of images"),
+    "neighbours": ("extracting", "neighbours", "the images with the nearest activations"),
+    "kernels": ("kernels", "kernels", "the first layer's kernels as a picture"),
     "summary": ("summary", "summary", "the layer table of a network, and its layout over devices"),
     "doctor": ("doctor", "doctor", "versions, devices, memory and disks, for a bug report"),
 }
@@ -26,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = (f"  {name:<9} {words}: alexnet-jax {name} --help" for name, (_, _, words) in COMMANDS.items())
+        lines = (f"  {name:<10} {words}: alexnet-jax {name} --help" for name, (_, _, words) in COMMANDS.items())
         print("usage: alexnet-jax COMMAND …\n\n" + "\n".join(lines))
         return 0
     if arguments[0] == "--version":
