@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PACKAGES = ("alexnet-jax", "jax", "jaxlib", "flax", "numpy", "grain", "pillow", "simplejpeg", "torch")
+PACKAGES = ("alexnet-jax", "jax", "jaxlib", "flax", "numpy", "grain", "pillow", "simplejpeg", "torch", "onnxruntime")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,14 +149,19 @@ class Report:
         """A sentence that a reader of the table should know."""
         self._notes.append(text)
 
-    def finish(self) -> None:
-        """Prints everything, and writes it if `--json` asked for it."""
+    def finish(self, **more: Any) -> None:
+        """Prints everything, and writes it, and what else is given, if `--json` asked for it."""
         print()
         print(table(self._rows))
         for text in self._notes:
             print(f"Note: {text}.")
+        self.write(**more)
+
+    def write(self, **more: Any) -> None:
+        """Writes what there is so far, if `--json` asked for it."""
         if self._json:
-            self._json.write_text(json.dumps({**self._about, "rows": self._rows}, indent=1) + "\n", encoding="utf-8")
+            found = {**self._about, "rows": self._rows, **more}
+            self._json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -12,12 +12,22 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
+SMALL = ["--image-size", "67", "--narrow", "8", "--classes", "10"]
+SMALL_NETWORK = ["--variants", "paper", "--batch-sizes", "2", *SMALL, "--no-compile"]
 TINY = {
     "loader.py": ["--images", "48", "--size", "16", "--batch-size", "8", "--batches", "8"],
     "prepare.py": ["--images", "12"],
     "data_memory.py": ["--pair", "16", "20", "40"],
     "towers.py": ["--batch-size", "2"],
+    "features.py": ["--images", "9", "--batch-size", "4", "--variant", "half"],
     "checkpoint_cost.py": ["--batch-size", "2", "--rounds", "1"],
+    "step.py": SMALL_NETWORK,
+    "forward.py": SMALL_NETWORK,
+    "layers.py": ["--batch-size", "2", *SMALL],
+    "gpu.py": [
+        *("--device", "cpu", "--variants", "paper", "--precisions", "float32", "--no-compile", *SMALL),
+        *("--batch-size", "2", "--batch-sizes", "2", "--images", "16"),
+    ],
 }
 KEYS = {"case", "ours", "peer", "peer_name", "ratio", "unit"}
 WITHOUT_TORCH = """
@@ -53,6 +63,10 @@ def run(name, folder, *, start=()):
 )
 def test_a_benchmark_writes_the_agreed_json(name, tmp_path):
     printed, found = run(name, tmp_path)
+    assert "is left out:" not in printed
+    parts = found.pop("parts", [])
+    assert [part for part in parts if part["state"] != "done" or not part["rows"]] == []
+    assert len(parts) == (8 if name == "gpu.py" else 0)
     assert set(found) == {"machine", "commit", "versions", "command", "rows"}
     assert found["command"].startswith(f"python benchmarks/{name} --quick --json")
     assert {"python", "jax", "numpy", "pillow", "simplejpeg"} <= set(found["versions"])
@@ -72,13 +86,16 @@ def test_a_benchmark_writes_the_agreed_json(name, tmp_path):
 
 
 def test_every_program_is_tested():
-    shared = {"harness.py", "photographs.py", "torch_loaders.py"}
+    shared = {"harness.py", "comparison.py", "limits.py", "photographs.py", "torch_loaders.py", "workers.py"}
+    shared |= {"gpu_forms.py", "gpu_parts.py"}
+    shared |= {f"{side}_networks.py" for side in ("flax", "onnx", "our", "torch")}
     assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} - shared == set(TINY)
 
 
 @pytest.mark.slow
-def test_without_pytorch_its_rows_are_left_out_in_words(tmp_path):
-    printed, found = run("loader.py", tmp_path, start=("-c", WITHOUT_TORCH))
+@pytest.mark.parametrize("name", ["loader.py", "step.py"])
+def test_without_pytorch_its_rows_are_left_out_in_words(name, tmp_path):
+    printed, found = run(name, tmp_path, start=("-c", WITHOUT_TORCH))
     assert "PyTorch is not installed" in printed
     assert found["rows"]
     assert not any("PyTorch" in row["peer_name"] for row in found["rows"])
