@@ -45,7 +45,8 @@ def layers(params):
     return [params[name] for name in sorted(params, key=lambda name: int(name[-1]))]
 
 
-@pytest.mark.parametrize("name", ["caffenet", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["caffenet", *SLOW])
 def test_plain_flax(program, name):
     spec = program("our_networks").variant(name, size=67, narrow=8)
     params, images, wanted = ours(spec)
@@ -59,6 +60,7 @@ def test_plain_flax(program, name):
     assert close(np.asarray(nnx.jit(lambda model, x: model(x))(model, images)), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper", "caffenet"])
 def test_onnx(program, name):
     onnxruntime = pytest.importorskip("onnxruntime")

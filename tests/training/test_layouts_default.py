@@ -56,7 +56,7 @@ def one_device(cache):
 
 @pytest.mark.parametrize(
     "where",
-    [pytest.param(name, marks=() if name == "1x2 pmap" else pytest.mark.slow) for name in LAYOUTS],
+    [pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS],
 )
 def test_the_first_losses_of_the_default_run(where, cache, one_device, monkeypatch):
     data, towers, mapping = LAYOUTS[where]

@@ -116,7 +116,7 @@ def check(train, workdir, whole):
     jax.tree.map(np.testing.assert_array_equal, state, whole[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_at_every_step(train, whole, tmp_path, number):
     """Each process takes two steps, so that most stops are between two lines."""
     for _ in range(EPOCH * 4):
