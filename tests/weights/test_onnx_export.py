@@ -58,7 +58,7 @@ SPECS = {
     "window wider than the maps": narrow("paper").with_layer("conv1", norm=NormSpec(size=31, alpha=1e-2)),
     "k is 0": narrow("paper").with_layer("conv1", norm=NormSpec(k=0.0, alpha=1.0, groups=4)),
     "within maps, even": narrow("cifar").with_layer("conv1", map_norm=MapNormSpec(size=4, scale=0.1)),
-    "averages over the edge": narrow("paper").with_layer("conv1", pool=PoolSpec("avg", window=4, stride=3)),
+    "averages over the edge": narrow("paper").with_layer("conv1", pool=PoolSpec("avg", window=4, stride=2)),
     "padding on one side": narrow("torchvision").with_layer("conv1", padding=(1, 3)),
     "tanh": dataclasses.replace(narrow("paper"), activation="tanh"),
     "sigmoid": dataclasses.replace(narrow("half"), activation="sigmoid"),
