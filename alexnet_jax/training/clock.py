@@ -21,9 +21,9 @@ class Clock:
         self._began, self._waited, self._images, self._steps = time.perf_counter(), 0.0, 0, 0
         self._compiling = False
 
-    def count(self, images: int) -> None:
-        """Adds a step's images."""
-        self._images, self._steps = self._images + images, self._steps + 1
+    def count(self, images: int, steps: int) -> None:
+        """Adds the images of some steps."""
+        self._images, self._steps = self._images + images, self._steps + steps
 
     def first_is_done(self) -> None:
         """The steps after the first are measured; a reading before the next one shows the first's."""

@@ -84,6 +84,13 @@ class Config:
     accumulate_steps: int = _positive(
         1, "parts in which a step takes its batch, one after the other: the same numbers in less memory", unit="parts"
     )
+    steps_per_call: int = _positive(
+        1,
+        "steps that the device takes at a time where no line, evaluation or checkpoint is due in between; for networks "
+        "so small that Python's share of a step is felt",
+        unit="steps",
+        may_change=True,
+    )
     num_epochs: int = _positive(30, "passes through the training images", unit="epochs", may_change=True)
     num_steps: int | None = _positive(None, "training steps; wins over num_epochs", unit="steps", may_change=True)
     seed: int = _key(

@@ -17,11 +17,12 @@ from rich.console import Console
 from alexnet_jax import evaluation, figures
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.training import devices, processes, profiling, progress
+from alexnet_jax.training.calls import steps_at_once
 from alexnet_jax.training.clock import Clock
 from alexnet_jax.training.config import Config, to_dict
 from alexnet_jax.training.errors import NothingSaved
-from alexnet_jax.training.metrics import MetricsLog, write_atomically
-from alexnet_jax.training.result import earlier_result, finish, git_state, print_end, program
+from alexnet_jax.training.metrics import MetricsLog, Pending, write_atomically
+from alexnet_jax.training.result import Outcome, earlier_result, finish, git_state, print_end, program
 from alexnet_jax.training.saving import Progress, Saver
 from alexnet_jax.training.setup import (
     Interrupted,
@@ -39,21 +40,6 @@ from alexnet_jax.training.watching import Unheard, Watch, first_kernels
 from alexnet_jax.training.workdir import locked, writing
 
 EVALUATION_GRACE = 3.0  # seconds that an evaluation may still take after a signal
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a call of `train` ended.
-
-    Attributes:
-      result: what `result.json` holds, or None if the run was interrupted.
-      stopped_by: the signal that interrupted it, or None.
-      agreed: whether the other processes of the run, if it has any, have stopped too.
-    """
-
-    result: dict[str, Any] | None
-    stopped_by: signal.Signals | None = None
-    agreed: bool = True
 
 
 def train(config: Config, workdir: pathlib.Path, *, console: Console | None = None) -> Outcome:
@@ -165,13 +151,13 @@ def _train(
 
 
 class _Loop:
-    """The steps of one process: reads metrics a step late, so that the device never waits for Python."""
+    """The steps of one process: reads metrics a call late, so that the device never waits for Python."""
 
     def __init__(self, run: Run, workdir: pathlib.Path, saver: Saver, console: Console, stop: Stop, history: Progress):
         self._run, self._workdir, self._saver, self._team = run, workdir, saver, run.team
         self._console, self._stop, self._history = console, stop, history
         self._wished = False  # to save, which others have yet to hear
-        self._pending: list[dict[str, Any]] = list(history.pending)  # of the steps since the last line
+        self._pending = Pending(history.pending)
         self._shown: dict[str, Any] = {}
         self._score: tuple[int, float | None] = (-1, None)  # of the last evaluation's step
         self._clock = Clock()
@@ -216,24 +202,32 @@ class _Loop:
         if self._history.unevaluated:
             state = self._evaluate(state, first_step, interruptible=False)
         run.compile_ahead(state)
-        batches = run.batches(first_step)
-        for step in range(first_step + 1, run.num_steps + 1):
-            with self._profile.step(step, self._pending):
+        batches, step, line_due = run.batches(first_step), first_step, False
+        while step < run.num_steps:
+            count = steps_at_once(
+                config, step, steps_per_epoch=run.steps_per_epoch, num_steps=run.num_steps, rest=run.rest
+            )
+            with self._profile.steps(step + 1, step + count, self._pending.calls):
                 with self._clock.waiting():
-                    batch = next(batches)
-                state, metrics = run.train_step(state, run.mean_image, *batch, *self._wishes())
-                self._pending.append(metrics)
-            if len(self._pending) > 1:
-                jax.block_until_ready(self._pending[-2])
-            stopped, due = self._decided(step)
-            self._clock.count(len(batch.labels))
-            if step == first_step + 1:  # leaves the compilation out of the speed
+                    rows = [array for _ in range(count) for array in next(batches)]
+                state, metrics = run.train_step(state, run.mean_image, *rows, *self._wishes())
+                self._pending.calls.append(metrics)
+            self._pending.wait_for_last_but_one()
+            if line_due:  # now that the device has the next call to work on
+                self._report(state, step, newest=1)
+            stopped, due = self._decided(step + count)
+            self._clock.count(sum(map(len, rows[1::3])), count)
+            first = step == first_step
+            if first:  # leaves the compilation out of the speed
                 jax.block_until_ready(metrics)
                 self._stop.at_once = False
                 self._clock.first_is_done()
+            step += count
             evaluate = step % every == 0 or step == run.num_steps
-            if step % config.log_every_steps == 0 or evaluate:
+            line_due = step % config.log_every_steps == 0
+            if evaluate or (line_due and (due or first)):
                 self._report(state, step)
+                line_due = False
             if evaluate:
                 try:
                     state = self._evaluate(state, step)
@@ -244,6 +238,8 @@ class _Loop:
                 self._save(state, step)
             if stopped or (self._team.alone and self._stop):
                 break
+        if line_due:
+            self._report(state, step)
         self._end(state, int(state.step))
         return state, stopped or any(self._team.ask(bool(self._stop)))
 
@@ -260,12 +256,12 @@ class _Loop:
         return self._team.wishes(self._run.layout, bool(self._stop), save)
 
     def _decided(self, step: int) -> tuple[bool, bool]:
-        """Whether to stop and to save after this step; of several processes all decide alike, a step late."""
+        """Whether to stop and to save after this step; of several processes all decide alike, a call late."""
         steps = self._run.config.checkpoint_every_steps
         due = steps is not None and step % steps == 0
         if self._team.alone:
             return bool(self._stop), due or self._late()
-        before, self._granted = self._granted, self._pending[-1].pop("wishes")
+        before, self._granted = self._granted, self._pending.calls[-1].pop("wishes")
         stop, save = (False, False) if before is None else self._team.granted({"wishes": before})
         return stop, due or save
 
@@ -287,10 +283,10 @@ class _Loop:
         self._team.by_first(check)
         self._stop.at_once = True
 
-    def _report(self, state: TrainState, step: int) -> None:
-        """Writes the training metrics since the last report."""
+    def _report(self, state: TrainState, step: int, newest: int = 0) -> None:
+        """Writes the training metrics since the last report, up to a step; not those of the `newest` calls after it."""
         run = self._run
-        metrics, self._pending = jax.device_get(self._pending), []
+        metrics = self._pending.take(newest)
         speed, wait, seconds_left = self._clock.read(run, step)
         epoch = step / run.steps_per_epoch
         found = evaluation.errors(metrics, run.num_classes)
@@ -384,17 +380,17 @@ class _Loop:
         with self._clock.paused():
             self._stop.at_once = False
             self._saved_step, self._saved_at, self._wished = -1, time.monotonic(), False
-            self._pending = jax.device_get(self._pending)
-            if (place := first_bad(self._pending)) is not None:
-                bad = self._pending[place]
-                at = step - len(self._pending) + 1 + place
+            pending = self._pending.read()
+            if (place := first_bad(pending)) is not None:
+                bad = pending[place]
+                at = step - len(pending) + 1 + place
                 self._diverged(state, "training", at, {"loss": bad["loss"] / bad["count"]})
             if not self._saver.is_finite(state):
                 self._diverged(state, "parameters", step, {})
             settled = self._log.settled()
             if not self._team.told(settled):
                 return
-            self._history.pending = self._pending
+            self._history.pending = pending
             score = self._score[1] if self._score[0] == step else None
             if self._saver.save(state, step, self._history, score):
                 self._saved_step = step

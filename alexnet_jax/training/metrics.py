@@ -1,4 +1,4 @@
-"""The run's records on disk: `metrics.jsonl`, a JSON object a line."""
+"""The metrics of a run: those of the steps in progress, and its records on disk, a JSON object a line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,43 @@ import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
+
+import jax
+import numpy as np
+
+
+class Pending:
+    """The metrics of the steps since the last line; they stay on the device until they are read."""
+
+    def __init__(self, rows: list[dict[str, Any]]):
+        """Begins with steps whose metrics are on the host already."""
+        self.calls: list[dict[str, Any]] = list(rows)  # of a step each, or of several with an axis for them
+
+    def wait_for_last_but_one(self) -> None:
+        """Waits until the call before the newest is done, so that the program is one call ahead, not more."""
+        if len(self.calls) > 1:
+            jax.block_until_ready(self.calls[-2])
+
+    def take(self, newest: int = 0) -> list[dict[str, Any]]:
+        """The metrics, a dictionary a step, on the host; they are dropped here, but those of the `newest` calls stay.
+
+        Waits until the steps are done.
+        """
+        count = len(self.calls) - newest
+        taken, self.calls = jax.device_get(self.calls[:count]), self.calls[count:]
+        return [row for call in taken for row in _apart(call)]
+
+    def read(self) -> list[dict[str, Any]]:
+        """The metrics as `take` gives them; they stay."""
+        rows = self.take()
+        self.calls = list(rows)
+        return rows
+
+
+def _apart(call: dict[str, Any]) -> list[dict[str, Any]]:
+    if np.ndim(call["loss"]) == 0:
+        return [call]
+    return [{name: values[place] for name, values in call.items()} for place in range(len(call["loss"]))]
 
 
 class MetricsLog:

@@ -17,7 +17,7 @@ NOTHING = contextlib.nullcontext()
 class Off:
     """What a run without a profile has: nothing is begun, waited for or imported."""
 
-    def step(self, number: int, results: list[Any]) -> contextlib.AbstractContextManager[None]:
+    def steps(self, first: int, last: int, results: list[Any]) -> contextlib.AbstractContextManager[None]:
         """Does nothing."""
         return NOTHING
 
@@ -45,20 +45,20 @@ class Profile:
         self._reached = 0
 
     @contextlib.contextmanager
-    def step(self, number: int, results: list[Any]) -> Iterator[None]:
-        """Around the dispatch of a step, which adds its results to `results`, those of the steps in progress.
+    def steps(self, first: int, last: int, results: list[Any]) -> Iterator[None]:
+        """Around the dispatch of some steps, which adds theirs to `results`, those of the steps in progress.
 
         A trace begins and ends with a device that has nothing to do: the one wait for it at each end.
         """
-        if number in self._steps and self._began is None:
-            self._begin(number, results)
+        if first in self._steps and self._began is None:
+            self._begin(first, results)
         if self._began is None:
             yield
             return
-        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+        with jax.profiler.StepTraceAnnotation("train", step_num=first):
             yield
-        self._reached = number
-        if number == self._steps[-1]:
+        self._reached = last
+        if last == self._steps[-1]:
             jax.block_until_ready(results)
             self.close()
 

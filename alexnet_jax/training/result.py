@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pathlib
 import platform
+import signal
 import subprocess
 from importlib.metadata import version
 from typing import Any
@@ -22,6 +24,21 @@ from alexnet_jax.training.setup import Run
 from alexnet_jax.training.workdir import writing
 
 PACKAGES = ("alexnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+      result: what `result.json` holds, or None if the run was interrupted.
+      stopped_by: the signal that interrupted it, or None.
+      agreed: whether the other processes of the run, if it has any, have stopped too.
+    """
+
+    result: dict[str, Any] | None
+    stopped_by: signal.Signals | None = None
+    agreed: bool = True
 
 
 def earlier_result(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from alexnet_jax.trained import PRECISIONS
 from alexnet_jax.training import devices
 from alexnet_jax.training import optimizer as optimizers
 from alexnet_jax.training import step as steps
+from alexnet_jax.training.calls import check_calls
 from alexnet_jax.training.config import Config, ConfigError, differences, model_spec, to_dict
 from alexnet_jax.training.init_from import Start, start_from
 from alexnet_jax.training.parallel_config import describe as describe_layout
@@ -108,8 +109,13 @@ class Run:
 
         return evaluation.evaluate(step, batches, self.num_classes)
 
+    @property
+    def rest(self) -> int:
+        """The images of an epoch's incomplete last batch, if it is one to train on."""
+        return len(self.train_split) % self.config.batch_size if self.config.data.last_batch == "keep" else 0
+
     def compile_ahead(self, state: steps.TrainState) -> None:
-        """Compiles what the first step does not: the evaluation, and an epoch's incomplete last batch.
+        """Compiles what the first call does not: the evaluation, and steps of another size or number.
 
         From then on no signal has to wait for a compilation with something unsaved.
         """
@@ -122,11 +128,14 @@ class Run:
             return self.layout.place_rows(rows)
 
         self.evaluation_step(state.params, self.mean_image, *batch(size), *self.team.wishes(self.layout, False))
-        rest = len(split) % size
-        if rest and self.config.data.last_batch == "keep":
+        sizes = [[self.rest]] * bool(self.rest)
+        if (several := self.config.steps_per_call) > 1:
+            sizes += [[size], [size] * several]
+        for steps_of_call in sizes:
+            rows = [array for count in steps_of_call for array in batch(count)]
             copied = jax.tree.map(jnp.copy, state)  # a step takes over the state's memory
             wishes = self.team.wishes(self.layout, False, False)
-            jax.block_until_ready(self.train_step(copied, self.mean_image, *batch(rest), *wishes))
+            jax.block_until_ready(self.train_step(copied, self.mean_image, *rows, *wishes))
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint says of itself, enough to predict on another machine."""
@@ -181,6 +190,7 @@ def set_up(
         )
     num_steps = config.num_steps or config.num_epochs * per_epoch
     check_profile(config.profile, num_steps)
+    check_calls(config, per_epoch)
     if len(data.classes) < 2:
         raise DataError(f"{data.directory} has {len(data.classes)} class; training needs at least two")
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32

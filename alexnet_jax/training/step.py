@@ -80,6 +80,9 @@ def make_train_step(
     The state's memory is taken over. Metrics are `evaluation.sums` of the batch as the
     network saw it, dropout on, and the `learning_rate` of the weights that the step used.
 
+    With the images, labels and masks of K batches of one size, in this order batch after batch,
+    a call takes K steps, and each of its metrics is (K,).
+
     With `accumulate_steps` of k the network sees the batch in k parts, one after the
     other; an N that k does not divide is filled up with masked rows. An image's view and
     dropout follow from its row in the whole batch, so only the order of sums differs.
@@ -135,7 +138,15 @@ def make_train_step(
         after = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         return after, totals | {"learning_rate": settings.rates["weights"]}
 
-    return layout.compile(step_fn, like, updates=True)
+    def call(state: TrainState, mean_image: jax.Array, *rows: jax.Array) -> tuple[TrainState, Metrics]:
+        count, others = divmod(len(rows), 3)
+        if count == 1:
+            return step_fn(state, mean_image, *rows)
+        batches = tuple(jnp.stack(rows[place : count * 3 : 3]) for place in range(3))
+        state, metrics = jax.lax.scan(lambda state, batch: step_fn(state, mean_image, *batch), state, batches)
+        return state, metrics | ({"wishes": layout.any(rows[-1])} if others else {})
+
+    return layout.compile(call, like, updates=True)
 
 
 def _filled_up(batch: tuple[jax.Array, ...], parts: int) -> tuple[jax.Array, ...]:

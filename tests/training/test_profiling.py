@@ -121,7 +121,7 @@ def steps(monkeypatch, tmp_path):
             wanted, tmp_path, first_step, tell=told.append, paused=lambda: contextlib.nullcontext()
         )
         for step in range(first_step + 1, end + 1):
-            with profile.step(step, []):
+            with profile.steps(step, step, []):
                 pass
         profile.close()
         profile.close()
