@@ -49,7 +49,12 @@ def counter() -> Counter:
 def add_network(parser: Parser) -> None:
     """--weights and what goes with it."""
     add = parser.add_argument
-    add("--weights", required=True, metavar="W", help="a file of weights, or a training run's folder: docs/weights.md")
+    add(
+        "--weights",
+        required=True,
+        metavar="W",
+        help="a file of weights, a training run's folder, or a published name: docs/weights.md",
+    )
     add_variant(parser)
 
 
@@ -82,15 +87,19 @@ def add_computing(parser: Parser, batch_size: str) -> None:
 
 
 def open_weights(named: str, options: argparse.Namespace) -> Weights:
-    """The weights of a path, with the names of --classes.
+    """The weights of a path, or published ones by name, with the names of --classes. A path wins over a name.
 
     Raises:
       ValueError, CheckpointError: they can't be used.
     """
     from alexnet_jax import weights
+    from alexnet_jax.weights.pretrained import PUBLISHED, published_file
 
     names = None if options.classes is None else _names(options.classes)
-    found = weights.open_weights(named, variant=options.variant)
+    place, variant = pathlib.Path(named), options.variant
+    if named in PUBLISHED and not place.exists():
+        place, variant = published_file(named), variant or named
+    found = weights.open_weights(place, variant=variant)
     if names is None:
         return found
     if len(names) != found.model.num_classes:

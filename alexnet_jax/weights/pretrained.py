@@ -94,9 +94,14 @@ def from_pretrained(
       ValueError: an unknown name.
       WeightsError: the file could not be fetched or kept; the message says where to put it by hand.
     """
-    checks.choice(name, "the published weights", tuple(PUBLISHED))
-    place = fetch(PUBLISHED[name], _folder(cache_dir))
+    place = published_file(name, cache_dir)
     return load_weights(place, variant=name, num_classes=num_classes, partial=partial, rngs=rngs)
+
+
+def published_file(name: str, cache_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
+    """Where the file of published weights is, fetched if need be; arguments and errors as `from_pretrained`'s."""
+    checks.choice(name, "the published weights", tuple(PUBLISHED))
+    return fetch(PUBLISHED[name], _folder(cache_dir))
 
 
 def _folder(cache_dir: str | os.PathLike[str] | None) -> pathlib.Path:

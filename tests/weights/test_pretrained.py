@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -15,7 +16,8 @@ import pooch
 import pytest
 from safetensors.numpy import save
 
-from alexnet_jax import from_pretrained, load_weights
+from alexnet_jax import from_pretrained, load_weights, weights
+from alexnet_jax.cli import main
 from alexnet_jax.weights import WeightsError, pretrained
 from alexnet_jax.weights.pretrained import MIRROR, PUBLISHED, Published, fetch
 
@@ -237,6 +239,27 @@ def test_from_pretrained(server, tmp_path, monkeypatch):
     options = {"num_classes": None, "partial": False, "rngs": 3}
     assert asked[:3] == [(place, name, options) for name in PUBLISHED]
     assert (len(server.asked), files(tmp_path / "here")) == (2, ["net.weights"])
+
+
+def test_a_command_takes_a_name_where_there_is_no_such_file(server, monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def opened(place, *, variant):
+        asked.append((place, variant))
+        raise WeightsError("seen")
+
+    monkeypatch.setattr(weights, "open_weights", opened)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(PUBLISHED, "caffenet", published(server))
+    monkeypatch.chdir(tmp_path)
+    command = ["kernels", "--weights", "caffenet", "--out", "k.png"]
+    assert [main(command), main([*command, "--variant", "bvlc_alexnet"])] == [2, 2]
+    (tmp_path / "caffenet").mkdir()
+    assert main(command) == 2
+    assert "seen" in capsys.readouterr().err
+    fetched = tmp_path / "cache" / "alexnet-jax" / "weights" / "net.weights"
+    assert asked == [(fetched, "caffenet"), (fetched, "bvlc_alexnet"), (pathlib.Path("caffenet"), None)]
+    assert len(server.asked) == 1
 
 
 def test_an_unknown_name(server):
