@@ -34,11 +34,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import our_networks
 from flax import nnx
 
 from alexnet_jax import create_model, evaluation, keys
 from alexnet_jax.data.views import Augmentation, training_view, view_keys
-from alexnet_jax.models import get_spec
+from alexnet_jax.models import ModelSpec
 from alexnet_jax.parallel import Layout
 from alexnet_jax.training import optimizer as optimizers
 from alexnet_jax.training import schedules
@@ -52,8 +53,9 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute
 class Case:
     """A compiled step with its state on the devices of a layout."""
 
-    def __init__(self, name: str, batch_size: int, layout: Layout, make: Callable[..., Any] = steps.make_train_step):
-        spec = get_spec(name)
+    def __init__(
+        self, spec: ModelSpec, batch_size: int, layout: Layout, make: Callable[..., Any] = steps.make_train_step
+    ):
         model = create_model(spec, num_classes=CLASSES, rngs=0)
         graph, params = steps.split(model, layout.tower_axis)
         config = OptimizerConfig()
@@ -142,8 +144,9 @@ def main() -> None:
             "two towers, shard_map": Layout(towers=2, mapping="shard_map"),
             "two parts of the batch": Layout(data=2),
         }
-    cases = {name: Case(arguments.model, arguments.batch_size, layout) for name, layout in layouts.items()}
-    cases["plain jit"] = Case(arguments.model, arguments.batch_size, Layout(), plain_step)
+    spec = our_networks.variant(arguments.model, **({"size": 67, "narrow": 8} if arguments.quick else {}))
+    cases = {name: Case(spec, arguments.batch_size, layout) for name, layout in layouts.items()}
+    cases["plain jit"] = Case(spec, arguments.batch_size, Layout(), plain_step)
     found = harness.interleave({name: functools.partial(case.run, count) for name, case in cases.items()}, rounds)
     one, plain = found["one device"], found["plain jit"]
     report.add(harness.row("one device", one, plain, "a plain jit step", "images/s", target=1 / 1.02))

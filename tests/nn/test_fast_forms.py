@@ -53,8 +53,8 @@ def test_winograds_conv2_against_loops(x64):
 @pytest.mark.slow
 @CASES
 @given(
-    tiles=st.sampled_from([(3, 5), (2, 5), (2, 3), (4, 3), (3, 2), (1, 3)]),
-    size=st.tuples(st.integers(3, 8), st.integers(3, 8)),
+    tiles=st.sampled_from([(3, 5), (2, 3), (3, 2)]),
+    size=st.tuples(st.integers(3, 6), st.integers(3, 6)),
     pads=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
     seed=st.integers(0, 1000),
 )

@@ -1,11 +1,11 @@
-"""A run in processes that are killed at every epoch's boundary: a program for `test_long_schedules.py`.
+"""A run in processes that are killed at boundaries of epochs: a program for `test_long_schedules.py`.
 
-    killed_run.py CONFIG.json WORKDIR RECORD.jsonl ERRORS.json kills|no-kills
+    killed_run.py CONFIG.json WORKDIR RECORD.jsonl ERRORS.json STEPS
 
 Each process trains by the real loop. It writes down what every step trained with and what it
-moved, takes the validation errors from the script instead of the network, and, with
-`kills`, kills itself once before the first step of each epoch, while the checkpoint of the
-epoch before may still be in writing.
+moved, takes the validation errors from the script instead of the network, and kills itself
+once at each of STEPS, a JSON list of first steps of epochs, while the checkpoint of the epoch
+before may still be in writing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def train(config, workdir, record, errors, kills):
         def train_step(state, *batch):
             step = int(state.step)
             mark = workdir / f"killed-{step}"
-            if kills and step and step % EPOCH == 0 and not mark.exists():
+            if step in kills and not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             settings = jax.device_get(run.schedule.settings(state.step, state.schedule))
@@ -84,7 +84,7 @@ def main(config, workdir, record, errors, kills):
             warnings.simplefilter("ignore")  # JAX: fork and threads; it has started none here
             child = os.fork()
         if child == 0:
-            train(config, workdir, pathlib.Path(record), errors, kills == "kills")
+            train(config, workdir, pathlib.Path(record), errors, json.loads(kills))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:

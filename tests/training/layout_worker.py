@@ -1,6 +1,6 @@
 """Steps in float64 over two processes, beside the same on one device: a program for `test_layouts_apart`.
 
-    layout_worker.py VARIANT STEPS PORT PROCESS
+    layout_worker.py VARIANT STEPS PORT LAYOUTS PROCESS
 
 Prints a JSON line for each layout: its data and towers, and by how much losses, parameters and momentum differ from
 those of one device, relative to the largest number of each array.
@@ -28,7 +28,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "models"))
 import builders
 
 BATCH, CLASSES = 8, 10
-LAYOUTS = ((2, 1), (1, 2), (2, 2), (4, 1))
 
 
 def trained(spec, layout: Layout, count: int, index: int = 0, processes: int = 1):
@@ -68,11 +67,11 @@ def trained(spec, layout: Layout, count: int, index: int = 0, processes: int = 1
     return np.array(losses), layout.fetch(state)
 
 
-def main(variant: str, count: str, port: str, process: str) -> None:
+def main(variant: str, count: str, port: str, layouts: str, process: str) -> None:
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
     spec = builders.narrow(variant)
     expected = jax.tree.leaves(trained(spec, Layout(devices=(jax.local_devices()[0],)), int(count)))
-    for data, towers in LAYOUTS:
+    for data, towers in json.loads(layouts):
         found = jax.tree.leaves(trained(spec, Layout(data, towers), int(count), int(process), 2))
         apart = [
             float(np.max(np.abs(x - y)) / max(np.max(np.abs(y)), 1e-300))
