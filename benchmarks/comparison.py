@@ -20,10 +20,16 @@ COMPILED = "torch.compile"
 EXPECTED_PRODUCT = 210.0
 
 
-def options(parser: argparse.ArgumentParser, peers: Iterable[str], batch_sizes: tuple[int, ...]) -> None:
+def options(
+    parser: argparse.ArgumentParser,
+    peers: Iterable[str],
+    batch_sizes: tuple[int, ...],
+    variants: tuple[str, ...] = torch_networks.NETWORKS,
+) -> None:
     """Adds what the programs have in common."""
     add = parser.add_argument
-    add("--variants", nargs="+", default=["paper", "torchvision"], help="of the networks; PyTorch has these two")
+    names = " and ".join(torch_networks.NETWORKS)
+    add("--variants", nargs="+", default=list(variants), help=f"of the networks; PyTorch has {names}")
     add("--batch-sizes", nargs="+", type=int, default=list(batch_sizes))
     add("--peers", nargs="*", choices=list(peers), default=list(peers))
     add("--no-compile", action="store_true", help="leave torch.compile out, which takes a minute to compile")
@@ -38,7 +44,12 @@ def options(parser: argparse.ArgumentParser, peers: Iterable[str], batch_sizes: 
 
 
 def run(
-    about: str | None, title: str, peers: Iterable[str], batch_sizes: tuple[int, ...], measure: Callable[..., None]
+    about: str | None,
+    title: str,
+    peers: Iterable[str],
+    batch_sizes: tuple[int, ...],
+    measure: Callable[..., None],
+    variants: tuple[str, ...] = torch_networks.NETWORKS,
 ) -> None:
     """The program: parses its options, measures each variant at each batch size, prints and writes.
 
@@ -48,9 +59,10 @@ def run(
       peers: that it can compare with, names in `PEERS`.
       batch_sizes: by default.
       measure: called with (arguments, report, peers that are there, variant, batch size, team of workers).
+      variants: by default.
     """
     parser = harness.parser(about)
-    options(parser, peers, batch_sizes)
+    options(parser, peers, batch_sizes, variants)
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 7)
     arguments.seconds = arguments.seconds or (0.05 if arguments.quick else 2.0)
@@ -155,6 +167,22 @@ class Comparison:
             **more,
         )
         self._report.add(line)
+
+    def peaks(self, ours: str, peer: str) -> dict[str, float]:
+        """The most memory that the processes have held, MiB by case, and its row if both are there.
+
+        Args:
+          ours: the only case of the JAX process.
+          peer: the only one of the PyTorch process.
+        """
+        sides = {ours: "ours", peer: "PyTorch"}
+        found = {name: self._team.peak(side) for name, side in sides.items() if name in self.found}
+        if len(found) == 2:
+            own, other = (harness.Samples((value,)) for value in found.values())
+            settings = {"ours_settings": self._team.settings[ours], "peer_settings": self._team.settings[peer]}
+            line = harness.row(f"{self.title}, peak memory", own, other, peer, "MiB", lower_is_better=True)
+            self._report.add(line | self._more | settings)
+        return found
 
     def share(self, name: str, operations: int, *, target: float | None = None) -> None:
         """The row of a case's arithmetic against the matrix product."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -25,14 +24,6 @@ import harness
 
 BATCH_SIZE = 128
 PAIRS = ((64, 1000, 20000), (256, 1000, 5000))  # pixels, few images, many
-
-
-def peak_mib() -> float:
-    """The most memory that this process has held (`ru_maxrss` would count the process that started it)."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    assert found
-    return int(found[1]) / 1024
 
 
 def child(what: str, folder: pathlib.Path, encoding: str, size: int, count: int, batches: int) -> None:
@@ -46,7 +37,7 @@ def child(what: str, folder: pathlib.Path, encoding: str, size: int, count: int,
     from alexnet_jax.parallel import Layout
 
     jax.block_until_ready(jax.device_put(0))
-    idle = peak_mib()
+    idle = harness.peak_mib()
     if what == "prepare":
         prepare(photographs.crops(count, size), folder, size=size, encoding=encoding)
     else:
@@ -62,7 +53,7 @@ def child(what: str, folder: pathlib.Path, encoding: str, size: int, count: int,
         )
         for batch in found:
             jax.block_until_ready(batch.images)
-    print(json.dumps([peak_mib(), idle]))
+    print(json.dumps([harness.peak_mib(), idle]))
 
 
 def measure(what: str, folder: pathlib.Path, encoding: str, size: int, count: int, batches: int) -> list[float]:

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 
-import data_memory
 import harness
 import jax
 import numpy as np
@@ -72,7 +71,7 @@ def child(folder: str, variant: str, quick: str, count: int, batch_size: int) ->
     chosen = pictures.find([folder])
     one = network(variant, quick == "True")
     stream(one, pictures.Pictures(chosen.paths[:count]), batch_size, pathlib.Path(folder) / f"{count}.npz")
-    print(json.dumps(data_memory.peak_mib()))
+    print(json.dumps(harness.peak_mib()))
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -229,6 +230,14 @@ def _cpu() -> str:
 def _gpus() -> list[str]:
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     return _output(query).splitlines()
+
+
+def peak_mib() -> float:
+    """The most main memory that this process has held (Linux; `ru_maxrss` would count the process that started it)."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    assert found
+    return int(found[1]) / 1024
 
 
 def commit() -> str:

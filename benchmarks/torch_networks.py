@@ -50,7 +50,7 @@ def padded(size: int) -> int:
     return size + (11 - size) % 4
 
 
-def paper(*, classes: int = 1000, size: int = 224, narrow: int = 1, own_norm: bool = False) -> Any:
+def paper(*, classes: int = 1000, size: int = 224, narrow: int = 1, hidden: int = 4096, own_norm: bool = False) -> Any:
     """The paper's network in two groups, for (N, 3, P, P) with P = `padded(size)`; every width divided by `narrow`."""
     import torch
     from torch import nn
@@ -93,7 +93,7 @@ def paper(*, classes: int = 1000, size: int = 224, narrow: int = 1, own_norm: bo
         *(conv(384, 256, 3, padding=1, groups=2), nn.ReLU(inplace=True), pool()),
     )
     side = _after_pools((padded(size) - 11) // 4 + 1, round_up=True)
-    inputs, hidden = side * side * 256 // narrow, 4096 // narrow
+    inputs, hidden = side * side * 256 // narrow, hidden // narrow
     dense = nn.Sequential(
         nn.Flatten(),
         *(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Dropout()),
@@ -103,7 +103,9 @@ def paper(*, classes: int = 1000, size: int = 224, narrow: int = 1, own_norm: bo
     return nn.Sequential(maps, dense)
 
 
-def torchvision(*, classes: int = 1000, size: int = 224, narrow: int = 1, own_norm: bool = False) -> Any:
+def torchvision(
+    *, classes: int = 1000, size: int = 224, narrow: int = 1, hidden: int = 4096, own_norm: bool = False
+) -> Any:
     """torchvision's `alexnet` for (N, 3, size, size); every width divided by `narrow`. It has no norms."""
     from torch import nn
 
@@ -118,7 +120,7 @@ def torchvision(*, classes: int = 1000, size: int = 224, narrow: int = 1, own_no
         *(conv(256, 256, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2)),
         nn.AdaptiveAvgPool2d(6),
     )
-    hidden = 4096 // narrow
+    hidden = hidden // narrow
     dense = nn.Sequential(
         nn.Flatten(),
         *(nn.Dropout(), nn.Linear(36 * 256 // narrow, hidden), nn.ReLU(inplace=True)),
@@ -195,7 +197,7 @@ class Case:
       training: steps; else forward passes in inference mode.
       precision: "float32" (true), "tf32" (GPU) or "bfloat16" (autocast, float32 parameters).
       device: PyTorch's name of it.
-      classes, size, narrow: of the network; every width is divided by `narrow`.
+      classes, size, narrow, hidden: of the network; every width is divided by `narrow`, `hidden` too.
     """
 
     def __init__(
@@ -210,6 +212,7 @@ class Case:
         classes: int = 1000,
         size: int = 224,
         narrow: int = 1,
+        hidden: int = 4096,
     ):
         import torch
 
@@ -222,7 +225,7 @@ class Case:
         self._torch, self.batch_size, self._precision, self._device = torch, batch_size, precision, device
         self.form = FORMS[form] if isinstance(form, str) else form
         make = {"paper": paper, "torchvision": torchvision}[network]
-        model = make(classes=classes, size=size, narrow=narrow, own_norm=self.form.own_norm).to(device)
+        model = make(classes=classes, size=size, narrow=narrow, hidden=hidden, own_norm=self.form.own_norm).to(device)
         self.layout = torch.channels_last if self.form.channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.layout).train(training)
         side = padded(size) if network == "paper" else size

@@ -24,7 +24,8 @@ from typing import Any, TextIO
 import harness
 import limits
 
-SIDES = {"ours": "JAX", "Flax": "JAX", "PyTorch": "torch", "ONNX Runtime": "onnxruntime"}  # and what runs them
+# And what runs them.
+SIDES = {"ours": "JAX", "Flax": "JAX", "PyTorch": "torch", "PyTorch training": "torch", "ONNX Runtime": "onnxruntime"}
 HEAPS = ("kept", "stock")
 # glibc's numbers of these parameters of mallopt.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -40,7 +41,7 @@ def keep_heap() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return all(mallopt(key, value) for key, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)))
+    return all(mallopt(key, value) for key, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)))
 
 
 class WorkerError(RuntimeError):
@@ -150,6 +151,10 @@ class Team:
         words = ", ".join(f"{key} {value}" for key, value in about.items())
         print(f"  {name}: {words}; built and run once in {first:.1f} s", flush=True)
 
+    def also(self, name: str, measure: Callable[[], float]) -> None:
+        """A case that is measured in turn with the others, and has its own process, if it has one."""
+        self._cases[name] = measure
+
     def _measure(self, worker: Worker, program: str, name: str) -> float:
         answer = worker.ask(run=name, count=self._counts[name])
         if self._last not in (None, program):  # it waited while another was measured
@@ -157,10 +162,14 @@ class Team:
         self._last = program
         return answer["value"]
 
-    def interleave(self, rounds: int) -> dict[str, harness.Samples]:
+    def interleave(self, rounds: int, *, warm_up: int = 1) -> dict[str, harness.Samples]:
         """All cases in turn, see `harness.interleave`."""
         self._waits.clear()
-        return harness.interleave(self._cases, rounds)
+        return harness.interleave(self._cases, rounds, warm_up=warm_up)
+
+    def peak(self, side: str) -> float:
+        """The most main memory that the side's process has held so far, MiB; all its cases together (Linux only)."""
+        return float(self._workers[SIDES[side]].ask(peak=True)["value"])
 
     def idle(self) -> dict[str, float]:
         """The share of one core that each process took while others were measured."""
@@ -210,6 +219,15 @@ def build_torch(variant: str, batch_size: int, *, form: str, **options: Any) -> 
     return found, {"layout": "channels-last" if found.form.channels_last else "NCHW"}
 
 
+def build_torch_training(**options: Any) -> tuple[Any, dict[str, Any]]:
+    """A `torch_training.Case` and its settings."""
+    import torch_training
+
+    found = torch_training.Case(**options)
+    settings = {"layout": "channels-last" if found.form.channels_last else "NCHW"}
+    return found, settings | {"loader_workers": options.get("workers", 0)}
+
+
 def build_onnx(
     variant: str, batch_size: int, *, size: int | None = None, narrow: int = 1, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
@@ -226,13 +244,14 @@ BUILD: dict[str, Callable[..., tuple[Any, dict[str, Any]]]] = {
     "ours": build_ours,
     "Flax": build_flax,
     "PyTorch": build_torch,
+    "PyTorch training": build_torch_training,
     "ONNX Runtime": build_onnx,
 }
 
 
 def _threads(side: str) -> int:
     """How many threads a side computes with."""
-    if side == "PyTorch":
+    if side.startswith("PyTorch"):
         import torch
 
         return int(torch.get_num_threads())
@@ -255,6 +274,8 @@ def serve(heap: str, answers: TextIO) -> None:
                 library = asked["arguments"].get("library", asked["side"])
                 settings = {"threads": _threads(library), "heap": "kept" if kept else "stock", **about}
                 answer = {"settings": settings}
+            elif "peak" in asked:
+                answer = {"value": harness.peak_mib()}
             else:
                 answer = {"value": cases[asked["run"]].run(asked["count"]), **waits}
         except Exception as error:  # the parent decides what a failing side means

@@ -59,8 +59,8 @@ def keep_heap() -> bool:
     import ctypes
 
     mallopt = ctypes.CDLL(None).mallopt
-    # malloc.h: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8; the call returns 1 on success.
-    return all([mallopt(-4, 0) == 1, mallopt(-1, 2**31 - 1) == 1, mallopt(-8, 1) == 1])
+    # malloc.h: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8; a threshold of -1 is none. 1 is success.
+    return all([mallopt(-4, 0) == 1, mallopt(-1, -1) == 1, mallopt(-8, 1) == 1])
 
 
 def is_deterministic(wanted: bool | None) -> bool:

@@ -115,6 +115,27 @@ def test_operations_of_a_step(program):
     assert networks.operations(spec) == 3 * forward - conv1
 
 
+def test_a_line_through_figures_of_batch_sizes(program):
+    fit = program("memory").line
+    assert fit({1: 7.0, 4: 13.0, 256: 517.0}) == pytest.approx((5, 2, 0))
+    # Relative errors: a large figure that is off by a little must not move the small ones.
+    fixed, _, error = fit({1: 7.0, 2: 9.0, 4: 13.0, 256: 522.0})
+    assert fixed == pytest.approx(5, rel=0.02)
+    assert 0.001 < error < 0.01
+
+
+@pytest.mark.parity
+def test_views_of_the_pytorch_loop(program):
+    pytest.importorskip("torch").manual_seed(0)
+    image = np.arange(5 * 5 * 3, dtype=np.uint8).reshape(5, 5, 3)
+    crops = [image[top : top + 4, left : left + 4] for top in (0, 1) for left in (0, 1)]
+    wanted = {view.transpose(2, 0, 1).tobytes() for crop in crops for view in (crop, crop[:, ::-1])}
+    views = program("torch_training").Views([(image, 7)], 4, flip=True)
+    found = [views[0] for _ in range(200)]
+    assert {view.tobytes() for view, _ in found} == wanted
+    assert {(view.shape, label) for view, label in found} == {((3, 4, 4), 7)}
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("last", [False, True])
 def test_pytorch_with_a_hand_written_norm(program, last):

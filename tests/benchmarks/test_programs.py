@@ -23,6 +23,9 @@ TINY = {
     "checkpoint_cost.py": ["--batch-size", "2", "--rounds", "1"],
     "step.py": SMALL_NETWORK,
     "forward.py": SMALL_NETWORK,
+    "memory.py": ["--batch-sizes", "2", *SMALL],
+    "startup.py": ["--networks", "digits", "--narrow", "8"],
+    "end_to_end.py": [*SMALL, "--batch-size", "2", "--images", "8", "--forms", "eager", "--workers", "1"],
     "layers.py": ["--batch-size", "2", *SMALL],
     "gpu.py": [
         *("--device", "cpu", "--variants", "paper", "--precisions", "float32", "--no-compile", *SMALL),
@@ -58,9 +61,11 @@ def run(name, folder, *, start=()):
     return done.stdout, json.loads(result.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "prepare.py" else pytest.mark.slow) for name in TINY]
-)
+# memory.py has rows with PyTorch alone.
+MARKS = {"prepare.py": (), "memory.py": (pytest.mark.slow, pytest.mark.parity)}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, pytest.mark.slow)) for name in TINY])
 def test_a_benchmark_writes_the_agreed_json(name, tmp_path):
     printed, found = run(name, tmp_path)
     assert "is left out:" not in printed
@@ -76,7 +81,7 @@ def test_a_benchmark_writes_the_agreed_json(name, tmp_path):
         assert set(row) >= KEYS
         assert math.isfinite(row["ratio"])
         assert row["ratio"] > 0
-        better, worse = (row["peer"], row["ours"]) if row["unit"] == "MiB" else (row["ours"], row["peer"])
+        better, worse = (row["peer"], row["ours"]) if row["unit"] in ("MiB", "s") else (row["ours"], row["peer"])
         assert row["ratio"] == pytest.approx(better / worse)
         if name in ("loader.py", "prepare.py", "data_memory.py"):
             assert row["encoding"] in ("raw", "jpeg")
@@ -87,7 +92,7 @@ def test_a_benchmark_writes_the_agreed_json(name, tmp_path):
 
 def test_every_program_is_tested():
     shared = {"harness.py", "comparison.py", "limits.py", "photographs.py", "torch_loaders.py", "workers.py"}
-    shared |= {"gpu_forms.py", "gpu_parts.py"}
+    shared |= {"gpu_forms.py", "gpu_parts.py", "torch_training.py", "train_process.py"}
     shared |= {f"{side}_networks.py" for side in ("flax", "onnx", "our", "torch")}
     assert {path.name for path in (ROOT / "benchmarks").glob("*.py")} - shared == set(TINY)
 
