@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
+WINOGRAD_CHANNELS = 48  # of a group; with fewer it was no faster, and took seconds to compile
 WINOGRAD_WORK = 5e8  # multiplications of a convolution; below it, the transforms cost more than they save
 
 
@@ -37,7 +38,7 @@ def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     """Whether a convolution is done by Winograd's method: 5 × 5 kernels (conv2), where there is much to do."""
     kh, kw, channels, features = kernel.shape
     work = math.prod(x.shape[:3]) * kh * kw * channels * features
-    return (kh, kw) == (5, 5) and stride == 1 and work >= WINOGRAD_WORK
+    return (kh, kw) == (5, 5) and stride == 1 and channels >= WINOGRAD_CHANNELS and work >= WINOGRAD_WORK
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ given; its memory and time are in proportion to the bytes it reads.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
@@ -44,7 +45,9 @@ def load(stream: IO[bytes], names: Mapping[str, Any], persistent: Callable[[Any]
         that is cut off or makes no sense.
     """
     try:
-        return _run(stream, names, persistent)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a backslash in a name: such a name is refused as any other
+            return _run(stream, names, persistent)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, WeightsError):
             raise

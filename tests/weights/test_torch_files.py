@@ -150,6 +150,12 @@ def test_a_damaged_pickle(tmp_path, what):
     refused(save_records(tmp_path / "w.pth", {"net/data.pkl": DAMAGED[what]}), "its pickle is cut off or damaged")
 
 
+def test_a_name_with_a_backslash(tmp_path):
+    """Python's disassembler warns of it."""
+    content = b"\x80\x02c\\ollections\nOrderedDict\n)R."
+    refused(save_records(tmp_path / "w.pth", {"net/data.pkl": content}), "ollections")
+
+
 def test_plain_data_is_no_state_dict(save):
     refused(save({"epoch": 3}), "it holds no state dict")
     refused(save([1, 2]), "it holds no state dict")
