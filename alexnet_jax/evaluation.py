@@ -24,6 +24,7 @@ from alexnet_jax.data.loader import WHOLE, Batch, Share, evaluation_batches
 from alexnet_jax.data.prepared import Split
 from alexnet_jax.data.views import evaluation_view, ten_crops
 from alexnet_jax.nn import checks
+from alexnet_jax.nn.forms import jit
 from alexnet_jax.trained import Structure, Trained
 
 CROPS = ("centre", "ten")
@@ -258,7 +259,7 @@ def _scorer(networks: tuple[Structure, ...], crops: str) -> Callable[..., dict[s
             views.append(logits.reshape(*x.shape[:2], -1))
         return per_example(jnp.concatenate(views, axis=1), labels)
 
-    return jax.jit(step)
+    return jit(step)
 
 
 def averaged(logits: jax.Array) -> jax.Array:

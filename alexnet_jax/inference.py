@@ -18,6 +18,7 @@ from alexnet_jax.data.views import evaluation_view, ten_crops
 from alexnet_jax.evaluation import CROPS, averaged
 from alexnet_jax.models import InputSpec
 from alexnet_jax.nn import checks
+from alexnet_jax.nn.forms import jit
 from alexnet_jax.trained import PRECISIONS, Structure
 from alexnet_jax.weights import Weights
 
@@ -156,7 +157,7 @@ def _scorer(structure: Structure, crops: str) -> Callable[..., jax.Array]:
             logits = nnx.merge(graph, params)(x.reshape(-1, *x.shape[2:])).astype(jnp.float32)
         return jax.nn.softmax(averaged(logits.reshape(*x.shape[:2], -1)))
 
-    return jax.jit(step)
+    return jit(step)
 
 
 @functools.lru_cache(maxsize=8)
@@ -170,7 +171,7 @@ def _stage(structure: Structure, layer: str) -> Callable[..., jax.Array]:
             found = nnx.merge(graph, params).activations(x, [layer])[1]
         return found[layer].astype(jnp.float32)
 
-    return jax.jit(step)
+    return jit(step)
 
 
 def top(probabilities: np.ndarray, count: int = 5) -> list[tuple[int, float]]:

@@ -23,6 +23,8 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alexnet_jax.nn.forms import jit
+
 DATA, TOWER = "data", "tower"
 ROWS = PartitionSpec((DATA, TOWER))
 
@@ -138,11 +140,11 @@ class Layout:
         """
         donated = (0,) if updates else ()
         if self.mapping == "jit":
-            return jax.jit(function, donate_argnums=donated)
+            return jit(function, donate_argnums=donated)
         placed = jax.tree.map(lambda x: NamedSharding(self.mesh, self._spec(x)), like)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         mapped = self._pmapped if self.mapping == "pmap" else self._shard_mapped
-        return jax.jit(
+        return jit(
             mapped(function, updates),
             donate_argnums=donated,
             out_shardings=(placed, everywhere) if updates else everywhere,

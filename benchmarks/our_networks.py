@@ -16,6 +16,7 @@ from alexnet_jax import create_model, get_spec
 from alexnet_jax.data.views import Augmentation
 from alexnet_jax.models import ModelSpec
 from alexnet_jax.models.summary import layer_table
+from alexnet_jax.nn.forms import jit
 from alexnet_jax.trained import PRECISIONS
 from alexnet_jax.training import optimizer as optimizers
 from alexnet_jax.training import schedules
@@ -113,7 +114,7 @@ def _training(
         updates, opt_state = optimizer.update(grads, opt_state, params, rates=rates)
         return (optax.apply_updates(params, updates), opt_state, number + 1), loss
 
-    compiled = jax.jit(step, donate_argnums=0)
+    compiled = jit(step, donate_argnums=0)
 
     def run() -> Any:
         nonlocal state
@@ -147,5 +148,5 @@ def _forward(
     graph: nnx.GraphDef, params: Any, spec: ModelSpec, images: jax.Array, labels: jax.Array
 ) -> Callable[[], Any]:
     """Logits."""
-    compiled = jax.jit(lambda params, images: nnx.merge(graph, params)(images))
+    compiled = jit(lambda params, images: nnx.merge(graph, params)(images))
     return lambda: compiled(params, images)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from alexnet_jax.nn import checks
 from alexnet_jax.nn.conv_gradients import convolve, direct
-from alexnet_jax.nn.forms import own_gradients, reverse_mode_only
+from alexnet_jax.nn.forms import conv_gradients, reverse_mode_only
 from alexnet_jax.nn.windows import Padding, full_padding
 
 
@@ -78,7 +78,7 @@ def conv(
         y = direct(x, kernel, stride, pads, groups)
     else:
         # XLA's own grouped convolution is two to three times slower on a CPU, backward above all.
-        form = convolve if own_gradients(x) else direct
+        form = convolve if conv_gradients(x) else direct
         pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
         with reverse_mode_only("conv"):
             outputs = [form(a, b, stride, pads) for a, b in pairs]

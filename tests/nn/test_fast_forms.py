@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import brute_force
 import jax
@@ -201,3 +202,31 @@ def test_a_batch_of_unknown_size_exports_in_both_forms():
         exported = jax.export.export(net)(jax.ShapeDtypeStruct((n, 9, 9, 2), jnp.float32))
         x = random((3, 9, 9, 2), dtype=np.float32)
         np.testing.assert_allclose(exported.call(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_compiled_for_eigen_uses_xlas_gradients(x64, always_winograd, monkeypatch):
+    """The numbers are the same; what is traced elsewhere is not concerned."""
+    seen = []
+    conv_own = conv_gradients.convolve
+    monkeypatch.setattr(sys.modules["alexnet_jax.nn.conv"], "convolve", lambda *a: seen.append(1) or conv_own(*a))
+    x, kernel = random(NARROW[0]), random(NARROW[1], 1)
+
+    def loss(x, kernel):
+        return jnp.sum(conv(x, kernel, padding=2, groups=2) ** 2)
+
+    gradient = jax.grad(loss, argnums=(0, 1))
+    found = forms.jit(gradient)(x, kernel)
+    assert not seen
+    for one, other in zip(found, jax.jit(gradient)(x, kernel), strict=True):
+        close(one, other)
+    assert seen
+
+
+def test_an_xla_without_the_option_compiles_as_always(monkeypatch):
+    monkeypatch.setattr(forms, "EIGEN", {"xla_cpu_no_such_option": "0"})
+    forms._has_eigen.cache_clear()
+    try:
+        assert not forms._has_eigen()
+        assert forms.jit(lambda x: x + 1, donate_argnums=0)(jnp.float32(1)) == 2
+    finally:
+        forms._has_eigen.cache_clear()
