@@ -60,7 +60,7 @@ def whole_alone(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "where"),
-    [("paper", "1x2 pmap"), ("paper", "2x2"), ("source2012", "2x2")],
+    [("paper", "1x2 pmap"), ("paper", "2x2")],
 )
 def test_one_step_of_the_whole_network(name, where):
     assert_same(Case(get_spec(name), classes=1000).train(layout(where), 1, batch_size=4)[0], whole_alone(name))

@@ -18,7 +18,7 @@ ALL = ((2, 1), (1, 2), *BOTH, (4, 1))
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "steps", "layouts"),
-    [("paper", 20, ALL), ("source2012", 4, BOTH), ("bvlc_alexnet", 4, BOTH), ("caffenet", 4, BOTH)],
+    [("paper", 20, ALL), ("source2012", 4, BOTH), ("caffenet", 4, BOTH)],
 )
 def test_two_processes_find_what_one_device_finds(environment, tmp_path, variant, steps, layouts):
     port = free_port()
