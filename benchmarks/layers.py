@@ -42,6 +42,7 @@ from alexnet_jax.models import ModelSpec
 from alexnet_jax.models.spec import ConvSpec, NormSpec, PoolSpec
 from alexnet_jax.models.summary import layer_table
 from alexnet_jax.nn import checks
+from alexnet_jax.nn.forms import jit
 from alexnet_jax.training import step as steps
 from alexnet_jax.training.config import OptimizerConfig
 from alexnet_jax.training.optimizer import make_optimizer
@@ -172,13 +173,14 @@ class Case:
         if not block.in_place:
             arguments = (jax.nn.relu(arguments[0]), *arguments[1:])
         forward = functools.partial(block.function, forms)
+        compiled = jit if forms == "auto" else jax.jit  # as the program has it; as a plain network has it
         self._work, self._in_place, self._arguments = work, block.in_place, arguments
         self._gradient: tuple[jax.Array, ...] = ()
         if backward:
             self._gradient = (random(jax.eval_shape(forward, *arguments).shape),)
-            self._function = jax.jit(functools.partial(_with_gradients, forward, block.with_respect_to))
+            self._function = compiled(functools.partial(_with_gradients, forward, block.with_respect_to))
         else:
-            self._function = jax.jit(forward, donate_argnums=(1, 2) if block.in_place else ())
+            self._function = compiled(forward, donate_argnums=(1, 2) if block.in_place else ())
         self.run(1)
         start = time.perf_counter()
         self.run(1)

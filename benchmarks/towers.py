@@ -40,6 +40,7 @@ from flax import nnx
 from alexnet_jax import create_model, evaluation, keys
 from alexnet_jax.data.views import Augmentation, training_view, view_keys
 from alexnet_jax.models import ModelSpec
+from alexnet_jax.nn.forms import jit
 from alexnet_jax.parallel import Layout
 from alexnet_jax.training import optimizer as optimizers
 from alexnet_jax.training import schedules
@@ -119,7 +120,7 @@ def plain_step(
         params = optax.apply_updates(state.params, updates)
         return steps.TrainState(state.step + 1, params, opt_state, state.schedule), totals
 
-    return jax.jit(step, donate_argnums=0)
+    return jit(step, donate_argnums=0)
 
 
 def main() -> None:

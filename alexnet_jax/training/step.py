@@ -94,13 +94,8 @@ def make_train_step(
     layout = layout or Layout(devices=tuple(jax.local_devices()[:1]))
     assert like is not None or layout.size == 1, "several devices need the state's shapes"
 
-    def step_fn(
-        state: TrainState,
-        mean_image: jax.Array,
-        images: jax.Array,
-        labels: jax.Array,
-        mask: jax.Array,
-        wishes: jax.Array | None = None,
+    def one_step(
+        state: TrainState, mean_image: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array
     ) -> tuple[TrainState, Metrics]:
         chex.assert_shape([labels, mask], images.shape[:1])
         images, labels, mask = layout.all_rows((images, labels, mask))
@@ -131,22 +126,23 @@ def make_train_step(
         grads, totals = _sum_over_parts(gradient, (*batch, views, drops), accumulate_steps)
         with jax.named_scope("gradient_sum"):
             grads = layout.gradient_sum(grads, state.params if like is None else like.params)
-        totals = layout.total(totals) | ({} if wishes is None else {"wishes": layout.any(wishes)})
+        totals = layout.total(totals)
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params, rates=settings.rates)
             params = optax.apply_updates(state.params, updates)
         after = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         return after, totals | {"learning_rate": settings.rates["weights"]}
 
-    def call(state: TrainState, mean_image: jax.Array, *rows: jax.Array) -> tuple[TrainState, Metrics]:
-        count, others = divmod(len(rows), 3)
+    def step_fn(state: TrainState, mean_image: jax.Array, *rows: jax.Array) -> tuple[TrainState, Metrics]:
+        count, has_wishes = divmod(len(rows), 3)
         if count == 1:
-            return step_fn(state, mean_image, *rows)
-        batches = tuple(jnp.stack(rows[place : count * 3 : 3]) for place in range(3))
-        state, metrics = jax.lax.scan(lambda state, batch: step_fn(state, mean_image, *batch), state, batches)
-        return state, metrics | ({"wishes": layout.any(rows[-1])} if others else {})
+            state, metrics = one_step(state, mean_image, *rows[:3])
+        else:
+            batches = tuple(jnp.stack(rows[place : count * 3 : 3]) for place in range(3))
+            state, metrics = jax.lax.scan(lambda state, batch: one_step(state, mean_image, *batch), state, batches)
+        return state, metrics | ({"wishes": layout.any(rows[-1])} if has_wishes else {})
 
-    return layout.compile(call, like, updates=True)
+    return layout.compile(step_fn, like, updates=True)
 
 
 def _filled_up(batch: tuple[jax.Array, ...], parts: int) -> tuple[jax.Array, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import os
 import signal
@@ -14,21 +13,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.sources import InMemory, Source
 from alexnet_jax.parallel import Layout
-from alexnet_jax.training import loop, saving, setup, watching
+from alexnet_jax.training import setup
 from alexnet_jax.training.calls import check_calls, steps_at_once
 from alexnet_jax.training.config import Config
 from alexnet_jax.training.flags import parse
 from alexnet_jax.training.metrics import read
 from alexnet_jax.training.schema import ConfigError
 
-from .killed_run import Nothing
 from .layouts import Case, assert_same, eighth, layout
+from .small_runs import NETWORK, last_state, noise, run
 
 TIMING = ("images_per_second", "data_wait_fraction")
 
@@ -109,17 +104,12 @@ def test_three_steps_are_three_single_ones(x64, where):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """Eight steps an epoch, the last of them smaller; lines every five."""
-    folder = tmp_path_factory.mktemp("data") / "prepared"
-    rng = np.random.default_rng(0)
-    examples = [(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), i % 2) for i in range(80)]
-    splits = {"train": InMemory(examples[:60]), "val": InMemory(examples[60:])}
-    prepare(Source("tiny", ("cat", "dog"), splits), folder, size=16, rule="shorter_side")
+    folder = noise(tmp_path_factory.mktemp("data"), train=60, val=20)
     return parse(
         [
             *(f"--config.data.source={folder}", "--config.data.last_batch=keep", "--config.num_epochs=3"),
-            *("--config.data.image_size=16", "--config.data.crop_size=15", "--config.model.name=cifar"),
-            *("--config.model.width=0.1", "--config.model.init=kaiming", "--config.batch_size=8"),
-            *("--config.log_every_steps=5", "--config.compilation_cache=False"),
+            *(*NETWORK, "--config.model.init=kaiming", "--config.log_every_steps=5"),
+            "--config.compilation_cache=False",
         ]
     ).config
 
@@ -142,17 +132,8 @@ def trained(config):
 
             return dataclasses.replace(made, config=config, train_step=train_step, initial=fresh)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "set_up", set_up)
-            patch.setattr(loop, "Watch", Nothing)
-            patch.setattr(watching, "draw", lambda *_: None)
-            patch.setattr(loop.figures, "data_preview", lambda *_: None)
-            chosen = dataclasses.replace(config, steps_per_call=several)
-            ended = loop.train(chosen, workdir, console=Console(file=io.StringIO()))
-        checkpoints = Checkpoints(workdir / "checkpoints")
-        state = checkpoints.restore(checkpoints.latest_step(), saving.tree(made, made.initial))["state"]
-        checkpoints.close()
-        return ended, calls, read(workdir / "metrics.jsonl"), jax.device_get(state)
+        ended, _ = run(dataclasses.replace(config, steps_per_call=several), workdir, set_up)
+        return ended, calls, read(workdir / "metrics.jsonl"), last_state(made, workdir)["state"]
 
     return train
 

@@ -11,14 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.sources import InMemory, Source
-from alexnet_jax.training import loop, saving
+from alexnet_jax.training import loop
 from alexnet_jax.training.config import to_dict
 from alexnet_jax.training.flags import parse
 from alexnet_jax.training.metrics import read
 
+from .small_runs import NETWORK, last_state, noise
 from .timetables import RUN_145, Row
 
 PROGRAM = pathlib.Path(__file__).with_name("killed_run.py")
@@ -42,10 +40,7 @@ RUNS = {
 def folder(tmp_path_factory):
     """A folder with prepared data: sixteen images to train, eight to validate."""
     folder = tmp_path_factory.mktemp("long")
-    rng = np.random.default_rng(0)
-    examples = [(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), i % 2) for i in range(24)]
-    splits = {"train": InMemory(examples[:16]), "val": InMemory(examples[16:])}
-    prepare(Source("tiny", ("cat", "dog"), splits), folder / "prepared", size=16, rule="shorter_side")
+    noise(folder, train=16, val=8)
     return folder
 
 
@@ -59,8 +54,7 @@ def run(folder, environment, name, epochs=()):
     """Trains to the end, killed before `epochs`; (config, workdir, what each step wrote down, the number of kills)."""
     options = [
         f"--config.data.source={folder / 'prepared'}",
-        *("--config.data.image_size=16", "--config.data.crop_size=15", "--config.model.name=cifar"),
-        *("--config.model.width=0.1", "--config.model.init=None", "--config.batch_size=8"),
+        *(*NETWORK, "--config.model.init=None"),
         *("--config.log_every_steps=1", f"--config.num_epochs={EPOCHS}", f"--config.optimizer.schedule={name}"),
     ]
     config = parse([*options, *RUNS[name][1]]).config
@@ -84,14 +78,6 @@ def run(folder, environment, name, epochs=()):
         line = json.loads(text)
         assert steps.setdefault(line["step"], line) == line  # a step that was taken again is the same step
     return config, place / "run", steps, ended.stdout.count("killed\n")
-
-
-def last_state(config, workdir):
-    """The last checkpoint's arrays."""
-    checkpoints, made = Checkpoints(workdir / "checkpoints"), loop.set_up(config)
-    found = checkpoints.restore(EPOCHS * 2, saving.tree(made, made.initial))
-    checkpoints.close()
-    return jax.device_get(found)
 
 
 @pytest.mark.slow
@@ -119,7 +105,9 @@ def test_every_epoch_has_its_settings_whatever_was_killed(folder, environment, n
     _, undisturbed, other_steps, kills = run(folder, environment, name)
     assert kills == 0
     assert steps == other_steps
-    jax.tree.map(np.testing.assert_array_equal, last_state(config, workdir), last_state(config, undisturbed))
+    made = loop.set_up(config)
+    assert all(int(last_state(made, place)["state"]["step"]) == EPOCHS * 2 for place in (workdir, undisturbed))
+    jax.tree.map(np.testing.assert_array_equal, *(last_state(made, place) for place in (workdir, undisturbed)))
     lines = [
         [{k: v for k, v in line.items() if "second" not in k and "wait" not in k} for line in read(w / "metrics.jsonl")]
         for w in (workdir, undisturbed)

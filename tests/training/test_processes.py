@@ -73,13 +73,18 @@ def close(workdir, other, step=LAST):
     assert list(mine) == list(theirs) == list(range(1, step + 1))
     for number in mine:
         assert mine[number] == pytest.approx(theirs[number], abs=1e-4), f"step {number}"
+    assert_close_arrays(workdir, other, step)
+    return True
+
+
+def assert_close_arrays(workdir, other, step=LAST):
+    """The parameters alone."""
     others = arrays(other, step)
     for name, found in arrays(workdir, step).items():
         assert found.shape == others[name].shape
         if "params" in name:
             largest = np.abs(others[name]).max()
             np.testing.assert_allclose(found, others[name], rtol=0, atol=2e-3 * largest, err_msg=name)
-    return True
 
 
 # ---- the same run
@@ -121,6 +126,19 @@ def test_towers_over_two_processes_train_as_one_device_does(one, finished, reque
     workdir, (first, _) = finished(name, *flags, devices=devices)
     assert words in first
     assert close(workdir, one)
+
+
+@pytest.mark.slow
+def test_two_processes_take_several_steps_a_call_as_one_device_takes_single_ones(one, finished):
+    flags = ("--config.steps_per_call=3", "--config.log_every_steps=6", "--config.checkpoint_every_steps=12")
+    workdir, _ = finished("several", *flags)
+    found = losses(workdir)
+    assert list(found) == [*range(6, EPOCH, 6), EPOCH, LAST]
+    single, before = losses(one), 0
+    for step, loss in found.items():  # a line has the mean since the one before
+        assert loss == pytest.approx(np.mean([single[at] for at in range(before + 1, step + 1)]), abs=1e-4), step
+        before = step
+    assert_close_arrays(workdir, one)
 
 
 # ---- an end in the middle

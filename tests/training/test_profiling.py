@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 from types import SimpleNamespace
 
 import jax
-import numpy as np
 import pytest
 from jax.profiler import ProfileData
-from rich.console import Console
 
-from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.sources import InMemory, Source
-from alexnet_jax.training import loop, profiling, setup, watching
+from alexnet_jax.training import profiling, setup
 from alexnet_jax.training.config import Config, ConfigError, from_dict, to_dict
 from alexnet_jax.training.flags import parse
 from alexnet_jax.training.metrics import read
 
-from .killed_run import Nothing
+from .small_runs import noise, run
 
 STAGES = [f"conv{number}" for number in range(1, 6)] + ["norm1", "norm2", "pool1", "pool2", "pool5"]
 STAGES += ["fc6", "fc7", "fc8", "loss"]
@@ -29,14 +24,7 @@ STAGES += ["fc6", "fc7", "fc8", "loss"]
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """The paper's network, very narrow, for six steps on sixteen images."""
-    folder = tmp_path_factory.mktemp("data") / "prepared"
-    rng = np.random.default_rng(0)
-    examples = [(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), i % 2) for i in range(20)]
-    prepare(
-        Source("tiny", ("cat", "dog"), {"train": InMemory(examples[:16]), "val": InMemory(examples[16:])}),
-        folder,
-        size=64,
-    )
+    folder = noise(tmp_path_factory.mktemp("data"), train=16, val=4, size=64)
     base = parse(
         [
             *(f"--config.data.source={folder}", "--config.data.image_size=64", "--config.data.crop_size=63"),
@@ -47,20 +35,9 @@ def config(tmp_path_factory):
     return lambda **changes: from_dict(to_dict(base) | changes)
 
 
-def trained(config, workdir):
-    """Trains; what was printed."""
-    text = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Watch", Nothing)
-        patch.setattr(watching, "draw", lambda *_: None)
-        patch.setattr(loop.figures, "data_preview", lambda *_: None)
-        loop.train(config, workdir, console=Console(file=text, width=300, highlight=False, soft_wrap=True))
-    return text.getvalue()
-
-
 @pytest.mark.slow
 def test_the_trace_has_the_steps_and_the_names_of_the_stages(config, tmp_path):
-    printed = trained(config(profile="3:4"), tmp_path)
+    _, printed = run(config(profile="3:4"), tmp_path)
     assert f"profile of the steps 3 to 4: {tmp_path / 'profile'}" in printed
     (path,) = (tmp_path / "profile").rglob("*.xplane.pb")
     events = [

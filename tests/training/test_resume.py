@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -19,18 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from damage import FAILURES, files, flip, truncate
-from rich.console import Console
 
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.sources import InMemory, Source
-from alexnet_jax.training import loop, saving, setup, trouble, watching
+from alexnet_jax.training import loop, setup, trouble
 from alexnet_jax.training.config import from_dict, to_dict
 from alexnet_jax.training.flags import parse
 from alexnet_jax.training.metrics import read
 
 from .kill_run import outcome
-from .killed_run import Nothing
+from .small_runs import NETWORK, last_state, noise
+from .small_runs import run as small_run
 
 pytestmark = FAILURES
 
@@ -41,17 +38,12 @@ TIMING = ("images_per_second", "data_wait_fraction")
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """Steps of eight of thirty images; lines every three steps."""
-    folder = tmp_path_factory.mktemp("data") / "prepared"
-    rng = np.random.default_rng(0)
-    examples = [(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), i % 2) for i in range(50)]
-    splits = {"train": InMemory(examples[:30]), "val": InMemory(examples[30:])}
-    prepare(Source("tiny", ("cat", "dog"), splits), folder, size=16, rule="shorter_side")
+    folder = noise(tmp_path_factory.mktemp("data"), train=30, val=20)
     return parse(
         [
             *(f"--config.data.source={folder}", "--config.data.last_batch=keep", "--config.num_epochs=4"),
-            *("--config.data.image_size=16", "--config.data.crop_size=15", "--config.model.name=cifar"),
-            *("--config.model.width=0.1", "--config.model.init=None", "--config.batch_size=8"),
-            *("--config.log_every_steps=3", "--config.optimizer.schedule=plateau"),
+            *(*NETWORK, "--config.model.init=None", "--config.log_every_steps=3"),
+            "--config.optimizer.schedule=plateau",
         ]
     ).config
 
@@ -77,24 +69,14 @@ def train(config):
             parts = {"train_step": train_step, "evaluation_step": evaluation_step, "initial": fresh}
             return dataclasses.replace(made, config=config, **parts)
 
-        text = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "set_up", set_up)
-            patch.setattr(loop, "Watch", Nothing)
-            patch.setattr(watching, "draw", lambda *_: None)
-            patch.setattr(loop.figures, "data_preview", lambda *_: None)
-            console = Console(file=text, width=200, highlight=False, soft_wrap=True, markup=False)
-            chosen = from_dict(to_dict(config) | {"compilation_cache": False} | changes)
-            outcome = loop.train(chosen, workdir, console=console)
-        return outcome, text.getvalue()
+        return small_run(from_dict(to_dict(config) | {"compilation_cache": False} | changes), workdir, set_up)
 
     def outcome_of(workdir):
         lines = [{k: v for k, v in line.items() if k not in TIMING} for line in read(workdir / "metrics.jsonl")]
         checkpoints = Checkpoints(workdir / "checkpoints")
-        state = checkpoints.restore(checkpoints.latest_step(), saving.tree(made, made.initial))["state"]
         best = checkpoints.best_step()
         checkpoints.close()
-        return lines, jax.device_get(state), best
+        return lines, last_state(made, workdir)["state"], best
 
     run.outcome_of = outcome_of
     return run

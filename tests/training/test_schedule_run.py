@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.console import Console
 
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.sources import InMemory, Source
-from alexnet_jax.training import loop, saving, watching
+from alexnet_jax.training import loop
 from alexnet_jax.training.config import from_dict, to_dict
 from alexnet_jax.training.flags import parse
 from alexnet_jax.training.metrics import read
 
-from .killed_run import Nothing
+from .small_runs import NETWORK, last_state, noise, run
 
 RATE = 2.0**-30  # learns nothing, so the error stands still
 
@@ -27,12 +22,7 @@ RATE = 2.0**-30  # learns nothing, so the error stands still
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A prepared folder of sixteen images to train and eight to validate."""
-    folder = tmp_path_factory.mktemp("data") / "prepared"
-    rng = np.random.default_rng(0)
-    examples = [(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), i % 2) for i in range(24)]
-    source = Source("tiny", ("cat", "dog"), {"train": InMemory(examples[:16]), "val": InMemory(examples[16:])})
-    prepare(source, folder, size=16, rule="shorter_side")
-    return folder
+    return noise(tmp_path_factory.mktemp("data"), train=16, val=8)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +32,7 @@ def config(data):
         parse(
             [
                 f"--config.data.source={data}",
-                *("--config.data.image_size=16", "--config.data.crop_size=15", "--config.model.name=cifar"),
-                *("--config.model.width=0.1", "--config.model.init=None", "--config.batch_size=8"),
+                *(*NETWORK, "--config.model.init=None"),
                 *("--config.accumulate_steps=2", "--config.log_every_steps=1", "--config.num_epochs=7"),
                 *("--config.optimizer.schedule=plateau", f"--config.optimizer.learning_rate={RATE}"),
                 *("--config.optimizer.plateau_patience=2", "--config.optimizer.plateau_max_drops=2"),
@@ -72,20 +61,10 @@ def trained(config):
     set_up = Compiled(config())
 
     def train(workdir, **changes):
-        text = io.StringIO()
-        console = Console(file=text, width=200, highlight=False, soft_wrap=True, markup=False)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "set_up", set_up)
-            patch.setattr(loop, "Watch", Nothing)
-            patch.setattr(watching, "draw", lambda *_: None)
-            patch.setattr(loop.figures, "data_preview", lambda *_: None)
-            loop.train(config(**changes), workdir, console=console)
-        checkpoints = Checkpoints(workdir / "checkpoints")
-        run = set_up(config())
-        state = checkpoints.restore(checkpoints.latest_step(), saving.tree(run, run.initial))["state"]
-        checkpoints.close()
-        programs = run.train_step._cache_size()
-        return text.getvalue(), read(workdir / "metrics.jsonl"), jax.device_get(state), programs
+        _, text = run(config(**changes), workdir, set_up)
+        made = set_up(config())
+        programs = made.train_step._cache_size()
+        return text, read(workdir / "metrics.jsonl"), last_state(made, workdir)["state"], programs
 
     return train
 
