@@ -19,7 +19,7 @@ from alexnet_jax.training import setup
 from alexnet_jax.training.calls import check_calls, steps_at_once
 from alexnet_jax.training.config import Config
 from alexnet_jax.training.flags import parse
-from alexnet_jax.training.metrics import read
+from alexnet_jax.training.metrics import Pending, read
 from alexnet_jax.training.schema import ConfigError
 
 from .layouts import Case, assert_same, eighth, layout
@@ -154,6 +154,17 @@ def check(found, wanted):
             assert line[name] == close, name
         assert line["split"] == "val" or line["images_per_second"] > 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state, wanted[3])
+
+
+def test_metrics_of_calls_are_taken_step_by_step():
+    """Also those of the newest call, which stay until it is done."""
+    calls = [{"loss": np.float32(1)}, {"loss": jnp.array([2.0, 3.0])}, {"loss": jnp.array([4.0, 5.0])}]
+    pending = Pending(calls[:1])
+    pending.calls += calls[1:]
+    assert [row["loss"] for row in pending.take(newest=1)] == [1, 2, 3]
+    assert [row["loss"] for row in pending.read()] == [4, 5]
+    assert [row["loss"] for row in pending.take()] == [4, 5]
+    assert pending.take() == []
 
 
 def test_a_run_is_the_one_of_single_steps(trained, single, tmp_path):
