@@ -36,7 +36,7 @@ def check_calls(config: Config, steps_per_epoch: int) -> None:
     if config.steps_per_call > period:
         raise ConfigError(
             f"config.steps_per_call={config.steps_per_call}: something is due every {period} steps ({name}), so there "
-            f"would be no such call: set it to a divisor of {period}, or have that less often"
+            f"would be no such call: set it to {period} or less, best a divisor of it, or have that less often"
         )
 
 
