@@ -188,7 +188,7 @@ def changes() -> dict[str, list[Any]]:
     conv1 = {
         f"conv1 by {name}": [
             mock.patch.object(CONV, "direct", in_conv1(form)),
-            mock.patch.object(CONV, "own_gradients", return_value=False),
+            mock.patch.object(CONV, "conv_gradients", return_value=False),
         ]
         for name, form in CONV1.items()
     }

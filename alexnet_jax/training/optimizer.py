@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alexnet_jax.nn.forms import once
 from alexnet_jax.training.optimizer_config import OptimizerConfig
 from alexnet_jax.training.schema import ConfigError
 
@@ -87,9 +88,10 @@ def _trace_unless_frozen(momentum: float) -> optax.GradientTransformationExtraAr
     trace = optax.trace(momentum)
 
     def update(updates: Any, state: Any, params: Any = None, *, rates: Any, **_: Any) -> tuple[Any, Any]:
-        moves, after = trace.update(updates, state)
+        _, after = trace.update(updates, state)
         kept = jax.tree.map(lambda rate, new, old: jnp.where(rate == 0, old, new), rates, after.trace, state.trace)
-        moves = jax.tree.map(lambda rate, move: jnp.where(rate == 0, jnp.zeros_like(move), move), rates, moves)
+        kept = jax.tree.map(once, kept)
+        moves = jax.tree.map(lambda rate, v: jnp.where(rate == 0, jnp.zeros_like(v), v), rates, kept)
         return moves, optax.TraceState(trace=kept)
 
     return optax.GradientTransformationExtraArgs(trace.init, update)

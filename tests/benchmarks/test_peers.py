@@ -150,3 +150,10 @@ def test_pytorch_with_a_hand_written_norm(program, last):
     assert found.is_contiguous(memory_format=layout)
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(y, x, dy)[0] for y in (found, wanted)))
+
+
+def test_each_candidate_of_the_step_replaces_what_is_there(program):
+    for patches in program("gpu_forms").changes().values():
+        for patch in patches:
+            with patch:
+                pass
