@@ -165,3 +165,17 @@ def test_pytorch_agrees_while_the_rate_is_constant():
     found = steps_of(ours(), start, gradients)
     assert max(distance(one, other) for one, other in zip(found[:drop], theirs[:drop], strict=True)) < 1e-12
     assert distance(found[drop], theirs[drop]) > 1e-4
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices fuse the update by themselves")
+def test_on_a_cpu_the_update_copies_neither_parameters_nor_buffer():
+    rule = momentum_sgd(0.01, momentum=0.9, weight_decay=5e-4)
+    params = {"fc6": {"kernel": jnp.ones((256, 256))}}
+
+    def step(params, state, gradients):
+        moves, state = rule.update(gradients, state, params)
+        return optax.apply_updates(params, moves), state
+
+    program = jax.jit(step, donate_argnums=(0, 1)).lower(params, rule.init(params), params).compile().as_text()
+    assert "fusion(" in program
+    assert "f32[256,256]{1,0} copy(" not in program
