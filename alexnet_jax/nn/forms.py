@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 # XLA's CPU compiler has two libraries for products and convolutions, YNNPACK, its choice, and Eigen, which took
 # half to four fifths of the time for an AlexNet's. This leaves sums alone to the former.
@@ -64,14 +63,6 @@ def _has_eigen() -> bool:
     except (jax.errors.JaxRuntimeError, ValueError):
         return False
     return True
-
-
-def once(x: jax.Array) -> jax.Array:
-    """A value that a CPU computes once and keeps, where XLA would compute it again in each of its uses.
-
-    Other devices fuse the uses into one pass, which this would break up.
-    """
-    return lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
 def conv_gradients(x: jax.Array) -> bool:

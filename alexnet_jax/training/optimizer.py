@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alexnet_jax.nn.forms import once
 from alexnet_jax.training.optimizer_config import OptimizerConfig
 from alexnet_jax.training.schema import ConfigError
 
@@ -90,7 +89,7 @@ def _trace_unless_frozen(momentum: float) -> optax.GradientTransformationExtraAr
     def update(updates: Any, state: Any, params: Any = None, *, rates: Any, **_: Any) -> tuple[Any, Any]:
         _, after = trace.update(updates, state)
         kept = jax.tree.map(lambda rate, new, old: jnp.where(rate == 0, old, new), rates, after.trace, state.trace)
-        kept = jax.tree.map(once, kept)
+        # Of the buffer that is kept: of a second one XLA on a CPU computes the formula twice, and copies what it reads.
         moves = jax.tree.map(lambda rate, v: jnp.where(rate == 0, jnp.zeros_like(v), v), rates, kept)
         return moves, optax.TraceState(trace=kept)
 
