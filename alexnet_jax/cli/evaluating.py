@@ -21,8 +21,10 @@ FILES = ("evaluation.json", "confusion.csv", "per_class.csv", "confusion.png")
 def evaluate(argv: Sequence[str], *, program: str) -> int:
     """`alexnet-jax evaluate`: exit code 0, 2 (refused), 130 (Ctrl-C)."""
     from alexnet_jax.checkpoint import CheckpointError
+    from alexnet_jax.training.devices import keep_heap
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax and Grain tell of every restore and thread
+    keep_heap()
     try:
         return _evaluate(_options(argv, program))
     except (ValueError, CheckpointError) as error:

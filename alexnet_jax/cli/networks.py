@@ -25,8 +25,10 @@ _MAX_BROKEN = 0.01  # as `prepare` has it
 def run(command: Callable[[], int], program: str) -> int:
     """Runs a subcommand; its exit code, 2 (refused) or 130 (Ctrl-C). What it writes is whole or not there."""
     from alexnet_jax.checkpoint import CheckpointError
+    from alexnet_jax.training.devices import keep_heap
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every restore
+    keep_heap()
     try:
         return command()
     except (ValueError, CheckpointError) as error:

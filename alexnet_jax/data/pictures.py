@@ -111,21 +111,23 @@ class Batch:
 def batches(
     pictures: Pictures, *, size: int, rule: str, batch_size: int, threads: int | None = None
 ) -> Iterator[Batch]:
-    """The images as squares, in order, in batches of one size (the last is filled up).
+    """The images as squares, in order, in batches of one size.
 
-    Threads decode two batches ahead. No more than four batches are in memory.
+    Of the sizes that need as few batches it is the smallest, so that the last is filled up by
+    less than a row a batch. Threads decode two batches ahead. No more than four batches are in memory.
 
     Args:
       pictures: from `find`.
       size: pixels of the squares' sides.
       rule: see `alexnet_jax.models.resize`.
-      batch_size: images in a batch; fewer where there are fewer in all.
+      batch_size: images in a batch at most.
       threads: how many; default: the cores.
 
     Raises:
       DataError: no more files may be opened, or memory or a server is gone: not the image's fault.
     """
-    batch_size = min(batch_size, len(pictures))
+    steps = max(1, -(-len(pictures) // batch_size))
+    batch_size = max(1, -(-len(pictures) // steps))
     memory = Memory()
 
     def fill(into: np.ndarray, start: int) -> list[tuple[int, str]]:

@@ -46,7 +46,7 @@ def set_deterministic(wanted: bool | None) -> None:
 def keep_heap() -> bool:
     """Has glibc keep freed memory, instead of taking a page fault for it again at every step; whether it does.
 
-    For the start of a program that trains on a CPU, before JAX starts its threads: a setting of the
+    For the start of a program that computes on a CPU, before JAX starts its threads: a setting of the
     whole process, which a library must not touch. XLA asks for the temporaries of a step as blocks of
     many megabytes, which glibc by default maps afresh each time, and a thread's own arena gives them
     back; so no block is mapped, nothing is given back, and there is one arena.

@@ -77,17 +77,21 @@ def test_what_can_not_be_meant_is_refused(name, words, tmp_path, monkeypatch):
         pictures.find([name])
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
-def test_every_good_image_comes_once_in_its_row_and_every_broken_one_is_named(batch_size, folder):
+@pytest.mark.parametrize(("batch_size", "even"), [(1, 1), (2, 2), (4, 3), (8, 5), (100, 9)])
+def test_every_good_image_comes_once_in_its_row_and_every_broken_one_is_named(batch_size, even, folder):
     found = pictures.find([str(folder)])
     batches = read(found, batch_size=batch_size, threads=3)
-    assert {len(batch.images) for batch in batches} == {min(batch_size, 9)}
+    assert [len(batch.images) for batch in batches] == [even] * -(-9 // batch_size)
     indices = np.concatenate([batch.indices for batch in batches])
     assert indices.tolist() == [0, 1, 3, 4, 5, 7, 8]
     images = np.concatenate([batch.images[batch.good] for batch in batches])
     np.testing.assert_array_equal(images, np.stack([pixels(number) for number in range(7)]))
     broken = [one for batch in batches for one in batch.broken]
     assert broken == [(2, "not an image that Pillow reads"), (6, "empty file")]
+
+
+def test_of_no_images_there_are_no_batches():
+    assert not read(pictures.Pictures(()), batch_size=4)
 
 
 def test_no_more_is_decoded_than_a_few_batches_ahead(folder, monkeypatch):
