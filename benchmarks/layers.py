@@ -101,7 +101,7 @@ def blocks(spec: ModelSpec, batch_size: int, classes: int) -> Iterator[Block]:
             name = linear[stage.name]
             width, features = math.prod(stage.before), after[-1]
             shapes, work = ((batch_size, width), (width, features), (features,)), gflop[name]
-            yield Block(name, _linear, shapes, "product", work, 3 * work, (0, 1, 2), has_forms=False)
+            yield Block(name, _linear, shapes, "product", work, 3 * work, (0, 1, 2))
     if spec.dense:
         shape = (batch_size, spec.dense[0].features)
         size = 8e-9 * math.prod(shape)
@@ -125,7 +125,7 @@ def _pool(pool: PoolSpec, forms: str, x: jax.Array) -> jax.Array:
 
 
 def _linear(forms: str, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return x @ kernel + bias
+    return nn.linear(x, kernel, bias, forms=forms)
 
 
 def _dropout(rate: float, form: str, forms: str, x: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from alexnet_jax import keys as keys_lib
 from alexnet_jax.models.spec import ConvSpec, DenseSpec, HeadSpec, ModelSpec, NormSpec
 from alexnet_jax.nn import (
     Conv,
+    Linear,
     adaptive_avg_pool,
     avg_pool,
     checks,
@@ -86,7 +87,7 @@ class AlexNet(nnx.Module):
         linear: list[DenseSpec | HeadSpec] = [*spec.dense, spec.head]
         for name, width, dense in zip([*spec.dense_names(), spec.head_name()], widths, linear, strict=True):
             fans = {"fan_in": features, "fan_out": width}
-            fully_connected = nnx.Linear(
+            fully_connected = Linear(
                 features,
                 width,
                 dtype=dtype,
@@ -175,13 +176,13 @@ class AlexNet(nnx.Module):
                 h = all_channels(h, width, self.tower_axis)
                 if dense.dropout_at == "input":
                     h = drop(h, width)
-                h = found[f"{name}.pre"] = getattr(self, name)(h)
+                h = found[f"{name}.pre"] = self._linear(name, h)
                 h = found[name] = _ACTIVATIONS[self.spec.activation](h)
                 width = dense.features
                 if dense.dropout_at == "output":
                     h = drop(h, width)
         with jax.named_scope(self.spec.head_name()):
-            h = getattr(self, self.spec.head_name())(all_channels(h, width, self.tower_axis))
+            h = self._linear(self.spec.head_name(), all_channels(h, width, self.tower_axis))
             logits = found["logits"] = all_channels(h, self.num_classes, self.tower_axis)
         return logits, found
 
@@ -212,6 +213,10 @@ class AlexNet(nnx.Module):
                     h = (max_pool if pool.kind == "max" else avg_pool)(h, **options, forms=self.forms)
                     found[f"pool{number}"] = h
         return h
+
+    def _linear(self, name: str, h: jax.Array) -> jax.Array:
+        layer = getattr(self, name)
+        return layer(h, forms=self.forms) if isinstance(layer, Linear) else layer(h)  # another in its place
 
     def _norm(self, norm: NormSpec, h: jax.Array) -> jax.Array:
         options = dataclasses.asdict(norm) | {"forms": self.forms}
