@@ -205,7 +205,9 @@ def test_placed_batches_keep_their_content(tmp_path, shared, name):
     place, part = PLACES[name]
     reader, images = stored(tmp_path, (30, 30, 7), "raw")
     rows = np.random.default_rng(1).integers(0, 67, (60, 16))
-    changed = jax.jit(lambda x: jnp.sin(jnp.tile(x, (9, 1, 1, 1)).astype(jnp.float32)).sum() * 0 + (x ^ 255))
+    # Slow, and nothing between devices: so many at once on virtual ones can leave XLA's collectives without threads.
+    slow = jax.vmap(lambda x: jnp.sin(jnp.tile(x, (9, 1, 1)).astype(jnp.float32)).sum() * 0 + (x ^ 255))
+    changed = jax.jit(slow)
     addresses = {np.frombuffer(piece, np.uint8).ctypes.data for piece in shared._free}
     kept, results, aliases = [], [], 0
     for number, chosen in enumerate(rows):
