@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +9,7 @@ from flax import nnx
 from alexnet_jax.nn import checks
 from alexnet_jax.nn.conv_gradients import convolve, direct
 from alexnet_jax.nn.forms import conv_gradients, reverse_mode_only
+from alexnet_jax.nn.init import NORMAL, ZEROS, Initializer
 from alexnet_jax.nn.windows import Padding, full_padding
 
 
@@ -86,11 +85,6 @@ def conv(
     return y if bias is None else y + bias.astype(dtype).reshape(1, 1, 1, -1)
 
 
-Initializer = Callable[[jax.Array, tuple[int, ...], jax.typing.DTypeLike], jax.Array]
-_NORMAL: Initializer = nnx.initializers.normal(0.01)
-_ZEROS: Initializer = nnx.initializers.zeros_init()
-
-
 class Conv(nnx.Module):
     """`conv` with its parameters: `kernel` (k, k, C/groups, K) and `bias` (K,).
 
@@ -110,8 +104,8 @@ class Conv(nnx.Module):
         round_up: bool = False,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
-        kernel_init: Initializer = _NORMAL,
-        bias_init: Initializer = _ZEROS,
+        kernel_init: Initializer = NORMAL,
+        bias_init: Initializer = ZEROS,
         rngs: nnx.Rngs,
     ):
         per_group = checks.groups_of(in_features, groups, "Conv's input")

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from alexnet_jax.nn import checks
-from alexnet_jax.nn.conv import Initializer
+
+Initializer = Callable[[jax.Array, tuple[int, ...], jax.typing.DTypeLike], jax.Array]
+NORMAL: Initializer = nnx.initializers.normal(0.01)  # of kernels and biases, unless told otherwise
+ZEROS: Initializer = nnx.initializers.zeros_init()
 
 KINDS = ("normal", "constant", "kaiming_normal", "pytorch")
 

@@ -9,6 +9,7 @@ from jax import lax
 
 from alexnet_jax.nn import checks
 from alexnet_jax.nn.forms import own_gradients, reverse_mode_only
+from alexnet_jax.nn.init import NORMAL, ZEROS, Initializer
 
 _PARTS = 2  # of the kernel's rows, in the gradient
 
@@ -83,12 +84,34 @@ _product.defvjp(_forward, _backward)
 
 
 class Linear(nnx.Linear):
-    """`linear` with its parameters: `kernel` (C, K) and `bias` (K,); otherwise Flax's."""
+    """`linear` with its parameters, Flax's: `kernel` (C, K) and `bias` (K,)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        kernel_init: Initializer = NORMAL,
+        bias_init: Initializer = ZEROS,
+        rngs: nnx.Rngs,
+    ):
+        # What else Flax's takes (precision, dot_general, …) would do nothing here.
+        super().__init__(
+            in_features,
+            out_features,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            rngs=rngs,
+        )
 
     def __call__(self, x: jax.Array, *, forms: str = "auto") -> jax.Array:  # type: ignore[override]
         """(..., C) to (..., K), in `dtype` (None: the promoted one)."""
-        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        assert self.bias is not None
+        kernel, bias = self.kernel[...], self.bias[...]
         if self.dtype is not None:
-            x, kernel = (a.astype(self.dtype) for a in (x, kernel))
-            bias = None if bias is None else bias.astype(self.dtype)
+            x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         return linear(x, kernel, bias, forms=forms)

@@ -93,15 +93,18 @@ def test_a_network_uses_it_and_takes_another_layer_in_its_place():
 
 
 def test_its_module_is_flax_s_with_the_same_parameters(x64):
-    mine, flax_s = (kind(4, 3, rngs=nnx.Rngs(2), param_dtype=jnp.float64) for kind in (Linear, nnx.Linear))
+    mine, flax_s = (
+        kind(4, 3, rngs=nnx.Rngs(2), param_dtype=jnp.float64, kernel_init=nnx.initializers.normal())
+        for kind in (Linear, nnx.Linear)
+    )
     mine.bias[...] = flax_s.bias[...] = jnp.arange(3.0)
     x = random((2, 4))
     close(mine(x), flax_s(x))
     close(mine(x, forms="reference"), flax_s(x))
     half = Linear(4, 3, dtype=jnp.bfloat16, rngs=nnx.Rngs(2))
     assert half(x).dtype == jnp.bfloat16
-    bare = Linear(4, 3, use_bias=False, dtype=jnp.float32, rngs=nnx.Rngs(2))
-    assert bare(x).dtype == jnp.float32
+    with pytest.raises(TypeError, match="precision"):  # of Flax's, and would do nothing
+        Linear(4, 3, precision="highest", rngs=nnx.Rngs(2))
 
 
 def test_forward_mode_names_the_remedy():
