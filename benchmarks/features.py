@@ -16,6 +16,7 @@ with a quarter of them: flat is a ratio near 1.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def main() -> None:
         what, place, name, quick, *numbers = sys.argv[2:]
         child(what, place, name, quick, *map(int, numbers))
         return
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or this process leaves a GPU's memory to no child
     parser = harness.parser(__doc__)
     parser.add_argument("--images", type=int, help="default: 2,000, or 128 with --quick")
     parser.add_argument("--batch-size", type=int, default=128)
