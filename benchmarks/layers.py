@@ -15,7 +15,7 @@ are GB/s, with each argument and result counted once: input and output; backward
 gradients; for the update the parameters and momenta, read and written, and the gradients, read. A
 copy that large misses every cache, a block at a small batch does not.
 
-Everything runs in one process, as in a step, with freed memory kept (`workers.keep_heap`) and
+Everything runs in one process, as in a step, with freed memory kept (as `train.py` does) and
 a thread for each core; layout NHWC.
 """
 
@@ -35,7 +35,6 @@ import limits
 import numpy as np
 import optax
 import our_networks
-import workers
 
 from alexnet_jax import create_model, nn
 from alexnet_jax.models import ModelSpec
@@ -45,6 +44,7 @@ from alexnet_jax.nn import checks
 from alexnet_jax.nn.forms import jit
 from alexnet_jax.training import step as steps
 from alexnet_jax.training.config import OptimizerConfig
+from alexnet_jax.training.devices import keep_heap
 from alexnet_jax.training.optimizer import make_optimizer
 
 LIMITS = {"product": "matrix product", "copy": "memory copy"}
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     arguments = parser.parse_args()
     rounds, seconds = (1, 0.01) if arguments.quick else (7, 0.3)
-    heap = "kept" if workers.keep_heap() else "stock"
+    heap = "kept" if keep_heap() else "stock"
     spec = our_networks.variant(arguments.variant, size=arguments.image_size, narrow=arguments.narrow)
     report = harness.Report(
         arguments,

@@ -28,20 +28,21 @@ import limits
 SIDES = {"ours": "JAX", "Flax": "JAX", "PyTorch": "torch", "PyTorch training": "torch", "ONNX Runtime": "onnxruntime"}
 HEAPS = ("kept", "stock")
 # glibc's numbers of these parameters of mallopt.
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_heap() -> bool:
     """Has glibc keep freed memory in the process, so that large temporaries cost no page faults at every step.
 
     What `alexnet_jax.training.devices.keep_heap` does for `train.py`, without an import of JAX, for every
-    side. True if there is glibc and it took the setting.
+    side; to be called before that import. True if there is glibc and it took the setting.
     """
+    os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return all(mallopt(key, value) for key, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)))
+    return all(mallopt(key, value) for key, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)))
 
 
 class WorkerError(RuntimeError):

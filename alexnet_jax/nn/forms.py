@@ -16,9 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# XLA's CPU compiler has two libraries for products and convolutions, YNNPACK, its choice, and Eigen, which took
-# half to four fifths of the time for an AlexNet's. This leaves sums alone to the former.
-EIGEN: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+CPU_OPTIONS: dict[str, str | bool] = {
+    # XLA's CPU compiler has two libraries for products and convolutions, YNNPACK, its choice, and Eigen, which took
+    # half to four fifths of the time for an AlexNet's. This leaves sums alone to the former.
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+    # One operation after another, each on all cores, and no copy of what nobody else reads then: XLA's choice copied
+    # the kernels of the linear layers in every step, to update some while others are in use.
+    "xla_cpu_enable_concurrency_optimized_scheduler": False,
+    "xla_cpu_copy_insertion_use_region_analysis": True,
+}
 WINOGRAD_CHANNELS = 48  # of a group; with fewer it was no faster, and took seconds to compile
 WINOGRAD_WORK = 5e8  # multiplications of a convolution; below it, the transforms cost more than they save
 
@@ -35,13 +41,13 @@ _by_eigen = contextvars.ContextVar("by_eigen", default=False)  # what is being t
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit` that has Eigen do a CPU's products and convolutions; XLA's own gradients are then the fastest.
+    """`jax.jit` with `CPU_OPTIONS` on a CPU: products and convolutions by Eigen, with XLA's own gradients.
 
     Args:
       function: whose blocks use forms="auto".
       options: of `jax.jit`.
     """
-    if platform() != "cpu" or not _has_eigen():
+    if platform() != "cpu" or not _takes_options():
         return jax.jit(function, **options)
 
     @functools.wraps(function)
@@ -52,14 +58,14 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
         finally:
             _by_eigen.reset(before)
 
-    return jax.jit(traced, compiler_options=EIGEN, **options)
+    return jax.jit(traced, compiler_options=CPU_OPTIONS, **options)
 
 
 @functools.cache
-def _has_eigen() -> bool:
-    """Whether this XLA knows the option, which is an experimental one."""
+def _takes_options() -> bool:
+    """Whether this XLA knows all of `CPU_OPTIONS`; they are no part of its interface."""
     try:
-        jax.jit(lambda x: x).lower(0.0).compile(compiler_options=EIGEN)
+        jax.jit(lambda x: x).lower(0.0).compile(compiler_options=CPU_OPTIONS)
     except (jax.errors.JaxRuntimeError, ValueError):
         return False
     return True

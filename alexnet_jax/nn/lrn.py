@@ -11,6 +11,7 @@ divided by the window's size (Caffe, PyTorch, the 2012 source).
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,11 +78,10 @@ def local_response_norm(
         alpha = alpha / (channels if size is None else size)
 
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    wide = wide.reshape(*x.shape[:-1], groups, channels)
     form = _plain if forms == "reference" else _saving_x_only
     with reverse_mode_only("local_response_norm"):
-        y = form(wide, low, high, float(alpha), float(beta), float(k))
-    return y.reshape(x.shape).astype(x.dtype)
+        y = form(wide, _Window(low, high, groups), float(alpha), float(beta), float(k))
+    return y.astype(x.dtype)
 
 
 class LocalResponseNorm(nnx.Module):
@@ -151,17 +151,39 @@ def within_map_response_norm(
     return (wide * (1 + scale / size**2 * energy) ** -beta).astype(x.dtype)
 
 
-def _box(x: jax.Array, low: int, high: int) -> jax.Array:
-    """Sums over the last axis' window [i - low, i + high], cut at the edges."""
-    channels = x.shape[-1]
-    if low == high == channels - 1:
-        return jnp.broadcast_to(x.sum(-1, keepdims=True), x.shape)
-    if low + high > 16:  # a wide window: one running reduction beats many shifted copies
-        lead = x.ndim - 1
-        window = ((1,) * lead + (low + high + 1,), (1,) * x.ndim, ((0, 0),) * lead + ((low, high),))
+class _Window(NamedTuple):
+    """Of channel i: [i - low, i + high], cut at the ends of its group of channels."""
+
+    low: int
+    high: int
+    groups: int
+
+    def sums(self, x: jax.Array) -> jax.Array:
+        """Over the window of each element of the last axis."""
+        channels = x.shape[-1] // self.groups
+        if self.low == self.high == channels - 1 or self.low + self.high > 16:
+            return self._wide_sums(x.reshape(*x.shape[:-1], self.groups, channels)).reshape(x.shape)
+        # Rows of all groups, and zeros for what lies beyond a seam: rows of one group took XLA on a CPU twice as long.
+        padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(self.low, self.high)])
+        place = np.arange(x.shape[-1]) % channels
+        total = x
+        for away in range(-self.low, self.high + 1):
+            if away:
+                neighbour = lax.slice_in_dim(padded, self.low + away, self.low + away + x.shape[-1], axis=-1)
+                inside = (place + away >= 0) & (place + away < channels)
+                total += neighbour if self.groups == 1 else jnp.where(inside, neighbour, 0)
+        return total
+
+    def _wide_sums(self, x: jax.Array) -> jax.Array:
+        if self.low == self.high == x.shape[-1] - 1:
+            return jnp.broadcast_to(x.sum(-1, keepdims=True), x.shape)
+        lead = x.ndim - 1  # one running reduction beats many shifted copies
+        window = ((1,) * lead + (self.low + self.high + 1,), (1,) * x.ndim, ((0, 0),) * lead + ((self.low, self.high),))
         return lax.reduce_window(x, 0.0, lax.add, *window)
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(low, high)])
-    return functools.reduce(jnp.add, (padded[..., i : i + channels] for i in range(low + high + 1)))
+
+    def mirrored(self) -> _Window:
+        """Of channel j: the channels whose windows it lies in."""
+        return _Window(self.high, self.low, self.groups)
 
 
 def _power(d: jax.Array, beta: float) -> jax.Array:
@@ -174,9 +196,9 @@ def _power(d: jax.Array, beta: float) -> jax.Array:
     return d**-beta
 
 
-def _factors(x: jax.Array, low: int, high: int, alpha: float, beta: float, k: float) -> tuple[jax.Array, jax.Array]:
+def _factors(x: jax.Array, window: _Window, alpha: float, beta: float, k: float) -> tuple[jax.Array, jax.Array]:
     """(d^-β, 1/d) for d = k + α Σ x², both 0 where d is 0."""
-    d = k + alpha * _box(x * x, low, high)
+    d = k + alpha * window.sums(x * x)
     if k > 0:
         return _power(d, beta), 1 / d
     some = d >= np.finfo(d.dtype).tiny  # a subnormal d counts as zero: hardware may flush it
@@ -184,23 +206,23 @@ def _factors(x: jax.Array, low: int, high: int, alpha: float, beta: float, k: fl
     return jnp.where(some, _power(d, beta), 0), jnp.where(some, 1 / d, 0)
 
 
-def _plain(x: jax.Array, low: int, high: int, alpha: float, beta: float, k: float) -> jax.Array:
-    return x * _factors(x, low, high, alpha, beta, k)[0]
+def _plain(x: jax.Array, window: _Window, alpha: float, beta: float, k: float) -> jax.Array:
+    return x * _factors(x, window, alpha, beta, k)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
-def _saving_x_only(x: jax.Array, low: int, high: int, alpha: float, beta: float, k: float) -> jax.Array:
-    return _plain(x, low, high, alpha, beta, k)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _saving_x_only(x: jax.Array, window: _Window, alpha: float, beta: float, k: float) -> jax.Array:
+    return _plain(x, window, alpha, beta, k)
 
 
-def _forward(x, low, high, alpha, beta, k):
-    return _plain(x, low, high, alpha, beta, k), x
+def _forward(x, window, alpha, beta, k):
+    return _plain(x, window, alpha, beta, k), x
 
 
-def _backward(low, high, alpha, beta, k, x, dy):
+def _backward(window, alpha, beta, k, x, dy):
     # dx_j = dy_j p_j - 2αβ x_j Σ_{i sees j} dy_i x_i p_i / d_i: the window as seen from j is mirrored.
-    p, inverse = _factors(x, low, high, alpha, beta, k)
-    return (dy * p - 2 * alpha * beta * x * _box(dy * x * p * inverse, high, low),)
+    p, inverse = _factors(x, window, alpha, beta, k)
+    return (dy * p - 2 * alpha * beta * x * window.mirrored().sums(dy * x * p * inverse),)
 
 
 _saving_x_only.defvjp(_forward, _backward)

@@ -46,10 +46,12 @@ def set_deterministic(wanted: bool | None) -> None:
 def keep_heap() -> bool:
     """Has glibc keep freed memory, instead of taking a page fault for it again at every step; whether it does.
 
-    For the start of a program that computes on a CPU, before JAX starts its threads: a setting of the
+    For the start of a program that computes on a CPU, before JAX starts its threads: settings of the
     whole process, which a library must not touch. XLA asks for the temporaries of a step as blocks of
-    many megabytes, which glibc by default maps afresh each time, and a thread's own arena gives them
-    back; so no block is mapped, nothing is given back, and there is one arena.
+    many megabytes, which glibc by default maps afresh each time; here no block is mapped, and nothing is
+    given back. A thread's own arena can't hold such blocks, so JAX computes in the thread that calls it.
+    The threads that share a product keep their arenas: the main one has thousands of holes after a
+    compilation, and Eigen's product asks for memory thousands of times a step.
     Where the C library is another, or the host has a GPU, nothing happens.
     """
     if nvidia_gpus() and jax.config.jax_platforms != "cpu":  # type: ignore[attr-defined]
@@ -58,9 +60,10 @@ def keep_heap() -> bool:
         return False
     import ctypes
 
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = ctypes.CDLL(None).mallopt
-    # malloc.h: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8; a threshold of -1 is none. 1 is success.
-    return all([mallopt(-4, 0) == 1, mallopt(-1, -1) == 1, mallopt(-8, 1) == 1])
+    # malloc.h: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1; a threshold of -1 is none. 1 is success.
+    return all([mallopt(-4, 0) == 1, mallopt(-1, -1) == 1])
 
 
 def is_deterministic(wanted: bool | None) -> bool:
