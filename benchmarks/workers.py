@@ -35,14 +35,20 @@ def keep_heap() -> bool:
     """Has glibc keep freed memory in the process, so that large temporaries cost no page faults at every step.
 
     What `alexnet_jax.training.devices.keep_heap` does for `train.py`, without an import of JAX, for every
-    side; to be called before that import. True if there is glibc and it took the setting.
+    side; `compute_here` is the rest. True if there is glibc and it took the setting.
     """
-    os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
     return all(mallopt(key, value) for key, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)))
+
+
+def compute_here() -> None:
+    """Has JAX compute in the thread that calls it, whose blocks are those that `keep_heap` keeps, before it starts."""
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 class WorkerError(RuntimeError):
@@ -270,9 +276,11 @@ def serve(heap: str, answers: TextIO) -> None:
         answer: dict[str, Any]
         try:
             if "build" in asked:
+                library = asked["arguments"].get("library", asked["side"])
+                if kept and SIDES.get(library, library) == "JAX":
+                    compute_here()
                 case, about = BUILD[asked["side"]](**asked["arguments"])
                 cases[asked["build"]] = case
-                library = asked["arguments"].get("library", asked["side"])
                 settings = {"threads": _threads(library), "heap": "kept" if kept else "stock", **about}
                 answer = {"settings": settings}
             elif "peak" in asked:
