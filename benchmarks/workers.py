@@ -25,17 +25,17 @@ import harness
 import limits
 
 # And what runs them.
-SIDES = {"ours": "JAX", "Flax": "JAX", "PyTorch": "torch", "PyTorch training": "torch", "ONNX Runtime": "onnxruntime"}
+SIDES = {"ours": "JAX", "Flax": "Flax", "PyTorch": "torch", "PyTorch training": "torch", "ONNX Runtime": "onnxruntime"}
 HEAPS = ("kept", "stock")
 # glibc's numbers of these parameters of mallopt.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def keep_heap() -> bool:
     """Has glibc keep freed memory in the process, so that large temporaries cost no page faults at every step.
 
     What `alexnet_jax.training.devices.keep_heap` does for `train.py`, without an import of JAX, for every
-    side; `compute_here` is the rest. True if there is glibc and it took the setting.
+    side; `keep_heap_of` is the rest. True if there is glibc and it took the setting.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -44,11 +44,18 @@ def keep_heap() -> bool:
     return all(mallopt(key, value) for key, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)))
 
 
-def compute_here() -> None:
-    """Has JAX compute in the thread that calls it, whose blocks are those that `keep_heap` keeps, before it starts."""
-    import jax
+def keep_heap_of(program: str) -> None:
+    """The rest of `keep_heap`, before JAX starts: blocks too large for a thread's arena come from the main one.
 
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    Ours computes in the thread that calls it, as in `train.py`. YNNPACK, which computes for plain Flax,
+    asks in its own threads, so there is one arena for all, with which it is the fastest.
+    """
+    if program == "JAX":
+        import jax
+
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    elif program == "Flax":
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 class WorkerError(RuntimeError):
@@ -277,8 +284,8 @@ def serve(heap: str, answers: TextIO) -> None:
         try:
             if "build" in asked:
                 library = asked["arguments"].get("library", asked["side"])
-                if kept and SIDES.get(library, library) == "JAX":
-                    compute_here()
+                if kept:
+                    keep_heap_of(SIDES.get(library, library))
                 case, about = BUILD[asked["side"]](**asked["arguments"])
                 cases[asked["build"]] = case
                 settings = {"threads": _threads(library), "heap": "kept" if kept else "stock", **about}
