@@ -29,7 +29,7 @@ def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> in
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax and Grain tell of every save and thread
     try:
         command = flags.parse(arguments)
-        devices.keep_heap()
+        devices.keep_heap(alone=not (command.config.parallel.distributed or command.config.parallel.coordinator))
         outcome = run(command.config, command.workdir)
     except (ConfigError, DataError, CheckpointError) as error:
         return leave(refuse(program, str(error)), error)

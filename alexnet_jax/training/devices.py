@@ -43,7 +43,7 @@ def set_deterministic(wanted: bool | None) -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}=true".strip()
 
 
-def keep_heap() -> bool:
+def keep_heap(*, alone: bool = True) -> bool:
     """Has glibc keep freed memory, instead of taking a page fault for it again at every step; whether it does.
 
     For the start of a program that computes on a CPU, before JAX starts its threads: settings of the
@@ -53,6 +53,10 @@ def keep_heap() -> bool:
     The threads that share a product keep their arenas: the main one has thousands of holes after a
     compilation, and Eigen's product asks for memory thousands of times a step.
     Where the C library is another, or the host has a GPU, nothing happens.
+
+    Args:
+      alone: whether the run has one process. One of several must not wait for the others inside of a
+        computation, where it can't be told that they are gone; it has one arena for all threads instead.
     """
     if nvidia_gpus() and jax.config.jax_platforms != "cpu":  # type: ignore[attr-defined]
         return False
@@ -60,10 +64,14 @@ def keep_heap() -> bool:
         return False
     import ctypes
 
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    # malloc.h: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8; a threshold of -1 is none. 1 is success.
+    settings = [(-4, 0), (-1, -1)]
+    if alone:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    else:
+        settings.append((-8, 1))
     mallopt = ctypes.CDLL(None).mallopt
-    # malloc.h: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1; a threshold of -1 is none. 1 is success.
-    return all([mallopt(-4, 0) == 1, mallopt(-1, -1) == 1])
+    return all([mallopt(*setting) == 1 for setting in settings])
 
 
 def is_deterministic(wanted: bool | None) -> bool:

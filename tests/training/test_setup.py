@@ -154,6 +154,11 @@ def library(monkeypatch):
 
 
 def test_the_heap_is_kept_by_glibc_on_a_cpu_only(library, monkeypatch):
+    before = jax.config.read(ASYNCHRONOUS)
+    assert devices.keep_heap(alone=False)
+    assert dict(library.calls) == {-4: 0, -1: -1, -8: 1}
+    assert jax.config.read(ASYNCHRONOUS) == before
+    library.calls.clear()
     assert devices.keep_heap()
     assert dict(library.calls) == {-4: 0, -1: -1}
     assert not jax.config.read(ASYNCHRONOUS)
