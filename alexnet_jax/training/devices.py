@@ -71,7 +71,8 @@ def keep_heap(*, alone: bool = True) -> bool:
     else:
         settings.append((-8, 1))
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(*setting) == 1 for setting in settings])
+    taken = [mallopt(*setting) == 1 for setting in settings]
+    return all(taken)
 
 
 def is_deterministic(wanted: bool | None) -> bool:
