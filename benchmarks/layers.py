@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     arguments = parser.parse_args()
     rounds, seconds = (1, 0.01) if arguments.quick else (7, 0.3)
-    heap = "kept" if keep_heap() else "stock"
+    heap = "kept" if keep_heap(compute_here=True) else "stock"
     spec = our_networks.variant(arguments.variant, size=arguments.image_size, narrow=arguments.narrow)
     report = harness.Report(
         arguments,

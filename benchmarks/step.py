@@ -19,9 +19,9 @@ The peers, each in its best stock form and all in the same run:
 The measured limit is the best matrix product of PyTorch, JAX and NumPy in the same rounds;
 a step's arithmetic counts convolutions and linear layers only.
 
-PyTorch has a process of its own, ours and plain Flax too; each waits while another is measured. All have
-the same heap setting (`--heap`, see `workers.keep_heap`) and as many threads as there are cores,
-by their own default. OMP_WAIT_POLICY is left alone: PyTorch's threads spin for a moment after
+PyTorch has a process of its own, ours and plain Flax too; each waits while another is measured.
+All keep their heap (`--heap`, see `workers.keep_heap` and `keep_heap_of`) and have as many threads
+as there are cores, by their own default. OMP_WAIT_POLICY is left alone: PyTorch's threads spin for a moment after
 their work, and a note says so if waiting processes took more than 2 % of a core.
 """
 

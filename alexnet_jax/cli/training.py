@@ -29,7 +29,8 @@ def train(argv: Sequence[str] | None = None, *, program: str = "train.py") -> in
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax and Grain tell of every save and thread
     try:
         command = flags.parse(arguments)
-        devices.keep_heap(alone=not (command.config.parallel.distributed or command.config.parallel.coordinator))
+        parallel = command.config.parallel
+        devices.keep_heap(compute_here=not (parallel.distributed or parallel.coordinator))
         outcome = run(command.config, command.workdir)
     except (ConfigError, DataError, CheckpointError) as error:
         return leave(refuse(program, str(error)), error)

@@ -43,20 +43,21 @@ def set_deterministic(wanted: bool | None) -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}=true".strip()
 
 
-def keep_heap(*, alone: bool = True) -> bool:
+def keep_heap(*, compute_here: bool = False) -> bool:
     """Has glibc keep freed memory, instead of taking a page fault for it again at every step; whether it does.
 
     For the start of a program that computes on a CPU, before JAX starts its threads: settings of the
     whole process, which a library must not touch. XLA asks for the temporaries of a step as blocks of
-    many megabytes, which glibc by default maps afresh each time; here no block is mapped, and nothing is
-    given back. A thread's own arena can't hold such blocks, so JAX computes in the thread that calls it.
-    The threads that share a product keep their arenas: the main one has thousands of holes after a
-    compilation, and Eigen's product asks for memory thousands of times a step.
+    many megabytes, which glibc by default maps afresh each time, and a thread's own arena gives them
+    back; so no block is mapped, nothing is given back, and there is one arena.
     Where the C library is another, or the host has a GPU, nothing happens.
 
     Args:
-      alone: whether the run has one process. One of several must not wait for the others inside of a
-        computation, where it can't be told that they are gone; it has one arena for all threads instead.
+      compute_here: JAX computes in the thread that calls it, which is the main one, and so has the main
+        arena without such a limit to all others. A step is faster then: Eigen's product asks for small
+        blocks thousands of times, and the main arena has thousands of holes after a compilation. Not where
+        the caller has other work meanwhile (`features` was a seventh slower), nor for one of several
+        processes, which can't be told inside of a computation that another is gone.
     """
     if nvidia_gpus() and jax.config.jax_platforms != "cpu":  # type: ignore[attr-defined]
         return False
@@ -66,7 +67,7 @@ def keep_heap(*, alone: bool = True) -> bool:
 
     # malloc.h: M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1, M_ARENA_MAX -8; a threshold of -1 is none. 1 is success.
     settings = [(-4, 0), (-1, -1)]
-    if alone:
+    if compute_here:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     else:
         settings.append((-8, 1))

@@ -155,11 +155,11 @@ def library(monkeypatch):
 
 def test_the_heap_is_kept_by_glibc_on_a_cpu_only(library, monkeypatch):
     before = jax.config.read(ASYNCHRONOUS)
-    assert devices.keep_heap(alone=False)
+    assert devices.keep_heap()
     assert dict(library.calls) == {-4: 0, -1: -1, -8: 1}
     assert jax.config.read(ASYNCHRONOUS) == before
     library.calls.clear()
-    assert devices.keep_heap()
+    assert devices.keep_heap(compute_here=True)
     assert dict(library.calls) == {-4: 0, -1: -1}
     assert not jax.config.read(ASYNCHRONOUS)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library(works=0))
@@ -181,7 +181,9 @@ def test_the_program_keeps_the_heap_and_the_library_does_not(library, monkeypatc
     begun = []
     monkeypatch.setattr(loop, "train", lambda *_: begun.append(len(library.calls)) or loop.Outcome({}))
     assert cli.train([f"--workdir={tmp_path}"]) == 0
-    assert begun == [2]
+    several = ["--config.parallel.coordinator=127.0.0.1:1", "--config.parallel.processes=2"]
+    assert cli.train([f"--workdir={tmp_path}", *several, "--config.parallel.process=0"]) == 0
+    assert begun == [2, 2 + 3]  # one of several processes dispatches as JAX does
     program = "import ctypes, sys; ctypes.CDLL = sys.exit; import alexnet_jax.cli; import alexnet_jax.training.loop"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
