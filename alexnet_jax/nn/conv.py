@@ -77,8 +77,8 @@ def conv(
         y = direct(x, kernel, stride, pads, groups)
     else:
         # XLA's own grouped convolution is two to three times slower on a CPU, backward above all.
-        form = convolve if conv_gradients(x) else direct
-        pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+        pairs = list(zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True))
+        form = convolve if conv_gradients(*pairs[0], stride) else direct
         with reverse_mode_only("conv"):
             outputs = [form(a, b, stride, pads) for a, b in pairs]
         y = outputs[0] if groups == 1 else jnp.concatenate(outputs, -1)

@@ -21,7 +21,6 @@ from alexnet_jax.nn.winograd import Tiles
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 PATCHES = 2**22  # numbers in the patches of one product at most: 16 MiB in float32
-_TILES = Tiles(outputs=3, kernel=5)
 
 
 def direct(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int = 1) -> jax.Array:
@@ -39,8 +38,8 @@ def direct(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """`direct` in one group, differentiable once in reverse mode or any number of times by `grad`."""
-    if forms.winograd(x, kernel, stride):
-        return _TILES.convolve(x, kernel, pads)
+    if outputs := forms.winograd(x, kernel, stride):
+        return Tiles(outputs, len(kernel)).convolve(x, kernel, pads)
     return direct(x, kernel, stride, pads)
 
 
@@ -50,10 +49,13 @@ def _forward(x, kernel, stride, pads):
 
 def _backward(stride, pads, kept, dy):
     x, kernel = kept
-    if forms.winograd(x, kernel, stride):
-        dx = _TILES.input_gradient(kernel, dy, pads)
-    else:
+    if not (outputs := forms.winograd(x, kernel, stride)):
         (dx,) = jax.linear_transpose(lambda x: direct(x, kernel, stride, pads), x)(dy)
+        return dx, kernel_gradient(x, dy, kernel.shape[:2], stride, pads)
+    tiles = Tiles(outputs, len(kernel))
+    dx = tiles.input_gradient(kernel, dy, pads)
+    if forms.winograd_kernel_gradient():
+        return dx, tiles.kernel_gradient(x, dy, pads)
     return dx, kernel_gradient(x, dy, kernel.shape[:2], stride, pads)
 
 

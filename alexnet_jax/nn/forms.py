@@ -24,6 +24,8 @@ CPU_OPTIONS: dict[str, str | bool] = {
     # the kernels of the linear layers in every step, to update some while others are in use.
     "xla_cpu_enable_concurrency_optimized_scheduler": False,
     "xla_cpu_copy_insertion_use_region_analysis": True,
+    # Barriers stay until operations have been fused, so that they say what is computed once and kept.
+    "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 WINOGRAD_CHANNELS = 48  # of a group; with fewer it was no faster, and took seconds to compile
 WINOGRAD_WORK = 5e8  # multiplications of a convolution; below it, the transforms cost more than they save
@@ -71,9 +73,9 @@ def _takes_options() -> bool:
     return True
 
 
-def conv_gradients(x: jax.Array) -> bool:
-    """Whether convolution uses this package's gradients and Winograd's form: where pooling does, if not by Eigen."""
-    return not _by_eigen.get() and own_gradients(x)
+def conv_gradients(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    """Whether a convolution uses this package's gradients: where pooling does, but by Eigen only if Winograd's."""
+    return own_gradients(x) and (not _by_eigen.get() or winograd(x, kernel, stride) > 0)
 
 
 def own_gradients(x: jax.Array) -> bool:
@@ -85,11 +87,23 @@ def own_gradients(x: jax.Array) -> bool:
     return wide and platform() == "cpu" and all(isinstance(n, int) for n in x.shape)
 
 
-def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
-    """Whether a convolution is done by Winograd's method: 5 × 5 kernels (conv2), where there is much to do."""
+def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> int:
+    """The outputs of a tile, if a convolution is done by Winograd's method: where there is much to do; else 0.
+
+    For 5 × 5 kernels (conv2), and by Eigen, which multiplies the small matrices well, 3 × 3 ones (conv3 to conv5).
+    """
     kh, kw, channels, features = kernel.shape
     work = math.prod(x.shape[:3]) * kh * kw * channels * features
-    return (kh, kw) == (5, 5) and stride == 1 and channels >= WINOGRAD_CHANNELS and work >= WINOGRAD_WORK
+    if stride != 1 or channels < WINOGRAD_CHANNELS or work < WINOGRAD_WORK:
+        return 0
+    if (kh, kw) == (5, 5):
+        return 3
+    return 2 if (kh, kw) == (3, 3) and _by_eigen.get() else 0
+
+
+def winograd_kernel_gradient() -> bool:
+    """Whether such a convolution's gradient by the kernel is by Winograd's method too."""
+    return _by_eigen.get()
 
 
 @contextlib.contextmanager

@@ -55,17 +55,30 @@ class Tiles:
     def convolve(self, x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
         """(N, H, W, C) and (r, r, C, K) to (N, H', W', K)."""
         size = [n + low + high - self.kernel + 1 for n, (low, high) in zip(x.shape[1:3], pads, strict=True)]
-        g = jnp.asarray(self.matrices[1], kernel.dtype)
-        weights = jnp.einsum("ui,vj,ijck->uvck", g, g, kernel, precision=lax.Precision.HIGHEST)
+        g = self.matrices[1]
+        weights = _both(g, [[kernel[i, j] for j in range(self.kernel)] for i in range(self.kernel)])
         seen = self._seen(x, [low for low, _ in pads], size)
         points = range(self.points)
-        products = [[jnp.matmul(seen[u][v], weights[u, v]) for v in points] for u in points]
+        products = [[jnp.matmul(seen[u][v], weights[u][v]) for v in points] for u in points]
         return self._made(products)[:, : size[0], : size[1]]
 
     def input_gradient(self, kernel: jax.Array, dy: jax.Array, pads: Pads) -> jax.Array:
         """The gradient of `convolve` by its input."""
         turned = [(self.kernel - 1 - low, self.kernel - 1 - high) for low, high in pads]
         return self.convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3), turned)
+
+    def kernel_gradient(self, x: jax.Array, dy: jax.Array, pads: Pads) -> jax.Array:
+        """The gradient of `convolve` by its kernel."""
+        m, (a_t, g, _) = self.outputs, self.matrices
+        size = dy.shape[1:3]
+        seen = self._seen(x, [low for low, _ in pads], size)
+        ends = [-n % m for n in size]
+        dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *((0, end, 0) for end in ends), (0, 0, 0)])
+        asked = _both(a_t.T, [[dy[:, i::m, j::m] for j in range(m)] for i in range(m)])
+        points = range(self.points)
+        tiles = (((0, 1, 2), (0, 1, 2)), ((), ()))
+        products = [[lax.dot_general(seen[u][v], asked[u][v], tiles) for v in points] for u in points]
+        return jnp.stack([jnp.stack(row) for row in _both(g.T, products)])
 
     def _seen(self, x: jax.Array, lows: Sequence[int], size: Sequence[int]) -> Grid:
         """Bᵀ d B of all tiles: at each point (N, tiles, tiles, C)."""
@@ -79,16 +92,20 @@ class Tiles:
             length = m * (tiles[axis - 1] - 1) + 1
             return [lax.slice_in_dim(a, i, i + length, m, axis) for i in range(self.points)]
 
-        rows = lax.optimization_barrier(_combined(b_t, every(x, 1)))  # or XLA computes them anew for each column
+        rows = [lax.optimization_barrier(row) for row in _combined(b_t, every(x, 1))]
         return [_combined(b_t, every(row, 2)) for row in rows]
 
     def _made(self, products: Grid) -> jax.Array:
         """Aᵀ p A, the tiles side by side: (N, m · tiles, m · tiles, K)."""
-        a_t = self.matrices[0]
-        rows = lax.optimization_barrier([_combined(a_t, column) for column in zip(*products, strict=True)])
-        outputs = [_combined(a_t, row) for row in zip(*rows, strict=True)]
-        y = jnp.stack([jnp.stack(row, 3) for row in lax.optimization_barrier(outputs)], 2)
+        outputs = _both(self.matrices[0], products)
+        y = jnp.stack([jnp.stack([lax.optimization_barrier(a) for a in row], 3) for row in outputs], 2)
         return y.reshape(len(y), y.shape[1] * y.shape[2], y.shape[3] * y.shape[4], -1)
+
+
+def _both(matrix: np.ndarray, grid: Grid) -> Grid:
+    """M g Mᵀ, of arrays."""
+    columns = [[lax.optimization_barrier(a) for a in _combined(matrix, column)] for column in zip(*grid, strict=True)]
+    return [_combined(matrix, row) for row in zip(*columns, strict=True)]
 
 
 def _combined(matrix: np.ndarray, arrays: Sequence[jax.Array]) -> list[jax.Array]:
