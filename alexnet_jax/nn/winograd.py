@@ -65,7 +65,7 @@ class Tiles:
     def input_gradient(self, kernel: jax.Array, dy: jax.Array, pads: Pads) -> jax.Array:
         """The gradient of `convolve` by its input."""
         turned = [(self.kernel - 1 - low, self.kernel - 1 - high) for low, high in pads]
-        return self.convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3), turned)
+        return self.convolve(dy, lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3)), turned)
 
     def kernel_gradient(self, x: jax.Array, dy: jax.Array, pads: Pads) -> jax.Array:
         """The gradient of `convolve` by its kernel."""
@@ -78,7 +78,7 @@ class Tiles:
         points = range(self.points)
         tiles = (((0, 1, 2), (0, 1, 2)), ((), ()))
         products = [[lax.dot_general(seen[u][v], asked[u][v], tiles) for v in points] for u in points]
-        return jnp.stack([jnp.stack(row) for row in _both(g.T, products)])
+        return jnp.stack([jnp.stack(lax.optimization_barrier(row)) for row in _both(g.T, products)])
 
     def _seen(self, x: jax.Array, lows: Sequence[int], size: Sequence[int]) -> Grid:
         """Bᵀ d B of all tiles: at each point (N, tiles, tiles, C)."""
