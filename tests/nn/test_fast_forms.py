@@ -34,17 +34,18 @@ def always_winograd(monkeypatch):
 
 
 def check_winograd(tiles, size, pads, seed):
-    """Value and the input's gradient against loops."""
+    """Value and both gradients against loops."""
     tiles = Tiles(*tiles)
     x, kernel = random((1, *size, 2), seed), random((tiles.kernel, tiles.kernel, 2, 3), seed + 1)
     padded = np.pad(x, ((0, 0), *pads, (0, 0)))
     y = jax.jit(lambda x, kernel: tiles.convolve(x, kernel, pads))(x, kernel)
     close(y, brute_force.conv(padded, kernel))
     dy = random(y.shape, seed + 2)
-    dx, _ = brute_force.conv_gradient(padded, kernel, dy)[:2]
+    dx, dkernel = brute_force.conv_gradient(padded, kernel, dy)[:2]
     (top, _), (left, _) = pads
     expected = dx[:, top : top + size[0], left : left + size[1]]
     close(jax.jit(lambda kernel, dy: tiles.input_gradient(kernel, dy, pads))(kernel, dy), expected)
+    close(jax.jit(lambda x, dy: tiles.kernel_gradient(x, dy, pads))(x, dy), dkernel)
 
 
 def test_winograds_conv2_against_loops(x64):
@@ -89,16 +90,26 @@ def test_kernel_gradient_against_loops(x64, together, images, size, window, stri
         close(found, brute_force.conv_gradient(padded, kernel, dy, stride=stride)[1])
 
 
-def test_conv_takes_winograds_form(x64, always_winograd):
-    """In groups, value and both gradients; and it is Winograd's: no convolution is left in the program."""
-    x, kernel = random(NARROW[0]), random(NARROW[1], 1)
-    found = brute_force.in_forms(
-        functools.partial(conv, padding=2, groups=2), x, kernel, cotangent=random((2, 9, 8, 6), 2)
-    )
-    for auto, reference in zip(jax.tree.leaves(found["auto"]), jax.tree.leaves(found["reference"]), strict=True):
-        close(auto, reference)
-    program = str(jax.make_jaxpr(jax.grad(lambda x: conv(x, kernel, padding=2, groups=2).sum()))(x))
-    assert "conv_general_dilated" not in program
+@pytest.mark.parametrize(
+    ("compiled", "window", "groups"),
+    [(jax.jit, 5, 2), (forms.jit, 5, 2), (forms.jit, 5, 1), (forms.jit, 3, 2), (forms.jit, 3, 1)],
+)
+def test_conv_takes_winograds_form(x64, always_winograd, compiled, window, groups):
+    """Value and both gradients; and no convolution is left in the program: products alone."""
+    x, kernel = random(NARROW[0]), random((window, window, 4 // groups, 6), 1)
+    block = functools.partial(conv, padding=window // 2, groups=groups)
+
+    def all_three(forms):
+        def made(x, kernel, dy):
+            y, pulled = jax.vjp(functools.partial(block, forms=forms), x, kernel)
+            return y, pulled(dy)
+
+        return made
+
+    arguments = x, kernel, random((2, 9, 8, 6), 2)
+    found, expected = compiled(all_three("auto"))(*arguments), jax.jit(all_three("reference"))(*arguments)
+    jax.tree.map(close, found, expected)
+    assert "conv_general_dilated" not in str(compiled(all_three("auto")).trace(*arguments).jaxpr)
 
 
 def test_winograds_rounding_in_float32(always_winograd):
@@ -176,7 +187,7 @@ def test_the_platform_is_that_of_the_default_device():
         assert forms.platform() == "cpu"
 
 
-def test_winograd_is_for_large_convolutions_of_five_by_five():
+def test_winograd_is_for_large_convolutions():
     image = jax.ShapeDtypeStruct((32, 27, 27, 48), jnp.float32)
     assert forms.winograd(image, jax.ShapeDtypeStruct((5, 5, 48, 128), jnp.float32), 1)
     assert not forms.winograd(image, jax.ShapeDtypeStruct((5, 5, 48, 128), jnp.float32), 2)
@@ -184,6 +195,9 @@ def test_winograd_is_for_large_convolutions_of_five_by_five():
     assert not forms.winograd(
         image.update(shape=(1, 27, 27, 48)), jax.ShapeDtypeStruct((5, 5, 48, 128), jnp.float32), 1
     )
+    tiles = []
+    forms.jit(lambda x: tiles.append(forms.winograd(image, jax.ShapeDtypeStruct((3, 3, 48, 128), jnp.float32), 1)))(0)
+    assert tiles == [2]  # by Eigen, 3 × 3 kernels too
 
 
 @pytest.mark.parametrize("name", ["conv", "max_pool"])
@@ -204,8 +218,8 @@ def test_a_batch_of_unknown_size_exports_in_both_forms():
         np.testing.assert_allclose(exported.call(x), net(x), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_compiled_for_eigen_uses_xlas_gradients(x64, always_winograd, monkeypatch):
-    """The numbers are the same; what is traced elsewhere is not concerned."""
+def test_what_is_compiled_for_eigen_uses_xlas_gradients(x64, monkeypatch):
+    """Where it is not Winograd's. The numbers are the same; what is traced elsewhere is not concerned."""
     seen = []
     conv_own = conv_gradients.convolve
     monkeypatch.setattr(sys.modules["alexnet_jax.nn.conv"], "convolve", lambda *a: seen.append(1) or conv_own(*a))
