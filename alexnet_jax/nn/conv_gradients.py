@@ -54,7 +54,7 @@ def _backward(stride, pads, kept, dy):
         return dx, kernel_gradient(x, dy, kernel.shape[:2], stride, pads)
     tiles = Tiles(outputs, len(kernel))
     dx = tiles.input_gradient(kernel, dy, pads)
-    if forms.winograd_kernel_gradient():
+    if forms.by_eigen():
         return dx, tiles.kernel_gradient(x, dy, pads)
     return dx, kernel_gradient(x, dy, kernel.shape[:2], stride, pads)
 

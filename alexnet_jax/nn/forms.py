@@ -101,8 +101,8 @@ def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> int:
     return 2 if (kh, kw) == (3, 3) and _by_eigen.get() else 0
 
 
-def winograd_kernel_gradient() -> bool:
-    """Whether such a convolution's gradient by the kernel is by Winograd's method too."""
+def by_eigen() -> bool:
+    """Whether `jit` compiles what is being traced: products by Eigen, and barriers that hold in fusion."""
     return _by_eigen.get()
 
 

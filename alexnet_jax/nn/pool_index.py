@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from alexnet_jax.nn import forms
+
 Pads = tuple[tuple[int, int], ...]
 
 MAX_WINDOW = 11  # pixels along each axis; a place in a larger window does not fit into a byte
@@ -48,8 +50,10 @@ def _seen(x, window, stride, pads):
 
 
 def _forward(x, window, stride, pads):
-    # XLA's reduction, which is not fused into what reads it: conv2's gradient would compute the slices anew.
-    y = lax.reduce_window(x, -np.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
+    if forms.by_eigen():
+        y = lax.optimization_barrier(_largest(x, window, stride, pads))
+    else:  # XLA's reduction, which is not fused into what reads it: conv2's gradient would compute the slices anew
+        y = lax.reduce_window(x, -np.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
     seen = list(_seen(x, window, stride, pads))
     place = jnp.full(y.shape, window**2 - 1, jnp.int8)
     for at in reversed(range(window**2 - 1)):  # the first of equals is written last

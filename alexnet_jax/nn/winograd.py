@@ -76,8 +76,11 @@ class Tiles:
         dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *((0, end, 0) for end in ends), (0, 0, 0)])
         asked = _both(a_t.T, [[dy[:, i::m, j::m] for j in range(m)] for i in range(m)])
         points = range(self.points)
-        tiles = (((0, 1, 2), (0, 1, 2)), ((), ()))
-        products = [[lax.dot_general(seen[u][v], asked[u][v], tiles) for v in points] for u in points]
+
+        def flat(a: jax.Array) -> jax.Array:
+            return lax.optimization_barrier(a.reshape(-1, a.shape[-1]))  # or XLA turns it over first, element by element
+
+        products = [[jnp.matmul(flat(seen[u][v]).T, flat(asked[u][v])) for v in points] for u in points]
         return jnp.stack([jnp.stack(lax.optimization_barrier(row)) for row in _both(g.T, products)])
 
     def _seen(self, x: jax.Array, lows: Sequence[int], size: Sequence[int]) -> Grid:
