@@ -36,7 +36,9 @@ def max_pool_with_index(x: jax.Array, window: int, stride: int, pads: Pads) -> j
 
 def _largest(x, window, stride, pads):
     # Over slices, where XLA's own reduction takes four times as long on a CPU.
-    return functools.reduce(jnp.maximum, _seen(x, window, stride, pads))
+    # Barriers, or what made x is computed anew for every window, and the maxima by all that reads them.
+    x = lax.optimization_barrier(x)
+    return lax.optimization_barrier(functools.reduce(jnp.maximum, _seen(x, window, stride, pads)))
 
 
 def _seen(x, window, stride, pads):
@@ -51,7 +53,7 @@ def _seen(x, window, stride, pads):
 
 def _forward(x, window, stride, pads):
     if forms.by_eigen():
-        y = lax.optimization_barrier(_largest(x, window, stride, pads))
+        y = _largest(x, window, stride, pads)
     else:  # XLA's reduction, which is not fused into what reads it: conv2's gradient would compute the slices anew
         y = lax.reduce_window(x, -np.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
     seen = list(_seen(x, window, stride, pads))

@@ -78,7 +78,7 @@ class Tiles:
         points = range(self.points)
 
         def flat(a: jax.Array) -> jax.Array:
-            return lax.optimization_barrier(a.reshape(-1, a.shape[-1]))  # or XLA turns it over first, element by element
+            return lax.optimization_barrier(a.reshape(-1, a.shape[-1]))  # or XLA writes it turned, with long strides
 
         products = [[jnp.matmul(flat(seen[u][v]).T, flat(asked[u][v])) for v in points] for u in points]
         return jnp.stack([jnp.stack(lax.optimization_barrier(row)) for row in _both(g.T, products)])
