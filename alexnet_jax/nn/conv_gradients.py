@@ -1,9 +1,9 @@
 """Convolution with gradients that a CPU runs at nearly the rate of its matrix products.
 
 Forward and input gradient are XLA's, or Winograd's where `forms.winograd` says so. The kernel's
-gradient is one matrix product of the output's gradient with all patches of a few images, image
-group by image group, so that the patches stay in the cache; XLA's own takes two to five times
-as long.
+gradient is Winograd's too where Eigen multiplies, and elsewhere one matrix product of the output's
+gradient with all patches of a few images, image group by image group, so that the patches stay in
+the cache; XLA's own takes two to five times as long.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ _by_eigen = contextvars.ContextVar("by_eigen", default=False)  # what is being t
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit` with `CPU_OPTIONS` on a CPU: products and convolutions by Eigen, with XLA's own gradients.
+    """`jax.jit` with `CPU_OPTIONS` on a CPU: products and convolutions by Eigen, and barriers that hold.
 
     Args:
       function: whose blocks use forms="auto".
