@@ -244,3 +244,19 @@ def test_an_xla_without_the_options_compiles_as_always(monkeypatch):
         assert forms.jit(lambda x: x + 1, donate_argnums=0)(jnp.float32(1)) == 2
     finally:
         forms._takes_options.cache_clear()
+
+
+def test_pooling_compiled_for_eigen(x64):
+    """The value, and a gradient that goes to the first of equals, as in the reference."""
+    x = np.random.default_rng(0).integers(0, 3, (2, 9, 8, 3)).astype(float)
+
+    def both(form):
+        def made(x, dy):
+            y, pulled = jax.vjp(functools.partial(max_pool, forms=form), x)
+            return y, pulled(dy)
+
+        return made
+
+    dy = random(max_pool(x).shape, 1)
+    jax.tree.map(close, forms.jit(both("auto"))(x, dy), jax.jit(both("reference"))(x, dy))
+    assert "reduce_window" not in str(forms.jit(both("auto")).trace(x, dy).jaxpr)
