@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import jax
@@ -26,6 +26,7 @@ from alexnet_jax.nn import (
     within_map_response_norm,
 )
 from alexnet_jax.nn.collectives import all_channels, with_neighbours
+from alexnet_jax.nn.forms import reverse_mode_only, together
 
 _ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "identity": lambda x: x}
 
@@ -144,13 +145,12 @@ class AlexNet(nnx.Module):
         names = (names,) if isinstance(names, str) else tuple(names)
         for name in names:
             checks.choice(name, f"a stage of {self.spec.name}", self.spec.stages(self.num_classes))
-        logits, found = self._run(images, train, dropout_key)
-        return logits, {name: found[name] for name in names}
+        return self._run(images, train, dropout_key, names)
 
     def _run(
-        self, images: jax.typing.ArrayLike, train: bool, dropout_key: jax.Array | None
+        self, images: jax.typing.ArrayLike, train: bool, dropout_key: jax.Array | None, names: Sequence[str] = ()
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Logits and every stage. What nobody takes, the compiler leaves out."""
+        """Logits and the named stages."""
         h = self._checked(images)
         if self.tower_axis is not None:
             self.spec.check_towers(lax.axis_size(self.tower_axis))
@@ -158,15 +158,14 @@ class AlexNet(nnx.Module):
             raise ValueError("train=True needs a key for dropout: pass dropout_key=jax.random.key(0)")
         keys = keys_lib.per_image(dropout_key, h.shape[0]) if train and dropout_key is not None else None
 
-        found: dict[str, jax.Array] = {}
-        channels = 3
-        for number, (name, layer) in enumerate(zip(self.spec.conv_names(), self.spec.convs, strict=True), 1):
-            h = self._conv_block(number, name, layer, h, channels, found)
-            channels = layer.features
-        h = all_channels(h, channels, self.tower_axis)
-        if self.spec.adaptive_pool is not None:
-            with jax.named_scope("avgpool"):
-                h = found["avgpool"] = adaptive_avg_pool(h, self.spec.adaptive_pool)
+        few = len(h) if train or self.tower_axis is not None or self.forms == "reference" else together(h)
+        if few == len(h):
+            h, found = self._convolutions(h, names)
+        else:
+            parts = h.reshape(-1, few, *h.shape[1:])
+            with reverse_mode_only("the network"):
+                made = lax.map(lambda part: self._convolutions(part, names), parts)
+            h, found = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), made)
         h = h.reshape(h.shape[0], -1)
 
         width = h.shape[-1]
@@ -184,7 +183,20 @@ class AlexNet(nnx.Module):
         with jax.named_scope(self.spec.head_name()):
             h = self._linear(self.spec.head_name(), all_channels(h, width, self.tower_axis))
             logits = found["logits"] = all_channels(h, self.num_classes, self.tower_axis)
-        return logits, found
+        return logits, {name: found[name] for name in names}
+
+    def _convolutions(self, h: jax.Array, names: Sequence[str]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What the first linear layer sees, as maps, and those of the named stages that come before it."""
+        found: dict[str, jax.Array] = {}
+        channels = 3
+        for number, (name, layer) in enumerate(zip(self.spec.conv_names(), self.spec.convs, strict=True), 1):
+            h = self._conv_block(number, name, layer, h, channels, found)
+            channels = layer.features
+        h = all_channels(h, channels, self.tower_axis)
+        if self.spec.adaptive_pool is not None:
+            with jax.named_scope("avgpool"):
+                h = found["avgpool"] = adaptive_avg_pool(h, self.spec.adaptive_pool)
+        return h, {name: found[name] for name in names if name in found}
 
     def _conv_block(
         self, number: int, name: str, layer: ConvSpec, h: jax.Array, channels: int, found: dict[str, jax.Array]

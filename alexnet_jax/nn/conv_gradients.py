@@ -38,8 +38,8 @@ def direct(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads, groups: int
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """`direct` in one group, differentiable once in reverse mode or any number of times by `grad`."""
-    if outputs := forms.winograd(x, kernel, stride):
-        return Tiles(outputs, len(kernel)).convolve(x, kernel, pads)
+    if forms.winograd(x, kernel, stride):
+        return Tiles(forms.WINOGRAD_OUTPUTS, len(kernel)).convolve(x, kernel, pads)
     return direct(x, kernel, stride, pads)
 
 
@@ -49,10 +49,10 @@ def _forward(x, kernel, stride, pads):
 
 def _backward(stride, pads, kept, dy):
     x, kernel = kept
-    if not (outputs := forms.winograd(x, kernel, stride)):
+    if not forms.winograd(x, kernel, stride):
         (dx,) = jax.linear_transpose(lambda x: direct(x, kernel, stride, pads), x)(dy)
         return dx, kernel_gradient(x, dy, kernel.shape[:2], stride, pads)
-    tiles = Tiles(outputs, len(kernel))
+    tiles = Tiles(forms.WINOGRAD_OUTPUTS, len(kernel))
     dx = tiles.input_gradient(kernel, dy, pads)
     if forms.by_eigen():
         return dx, tiles.kernel_gradient(x, dy, pads)

@@ -28,7 +28,10 @@ CPU_OPTIONS: dict[str, str | bool] = {
     "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 WINOGRAD_CHANNELS = 48  # of a group; with fewer it was no faster, and took seconds to compile
-WINOGRAD_WORK = 5e8  # multiplications of a convolution; below it, the transforms cost more than they save
+WINOGRAD_TILES = 48  # of all images; with fewer, to transform the kernel costs more than is saved
+WINOGRAD_WORK = 1e8  # multiplications of a convolution; below it, seconds of compilation would save milliseconds
+WINOGRAD_OUTPUTS = 3  # of a tile, along each axis; more would save multiplications and round worse
+TOGETHER = 8 * 227 * 227  # pixels of the images that go through the convolutions together: more leave the cache
 
 
 def platform() -> str:
@@ -75,7 +78,7 @@ def _takes_options() -> bool:
 
 def conv_gradients(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     """Whether a convolution uses this package's gradients: where pooling does, but by Eigen only if Winograd's."""
-    return own_gradients(x) and (not _by_eigen.get() or winograd(x, kernel, stride) > 0)
+    return own_gradients(x) and (not _by_eigen.get() or winograd(x, kernel, stride))
 
 
 def own_gradients(x: jax.Array) -> bool:
@@ -87,18 +90,31 @@ def own_gradients(x: jax.Array) -> bool:
     return wide and platform() == "cpu" and all(isinstance(n, int) for n in x.shape)
 
 
-def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> int:
-    """The outputs of a tile, if a convolution is done by Winograd's method: where there is much to do; else 0.
+def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    """Whether a convolution is done by Winograd's method: where there is much to do.
 
     For 5 × 5 kernels (conv2), and by Eigen, which multiplies the small matrices well, 3 × 3 ones (conv3 to conv5).
     """
     kh, kw, channels, features = kernel.shape
-    work = math.prod(x.shape[:3]) * kh * kw * channels * features
-    if stride != 1 or channels < WINOGRAD_CHANNELS or work < WINOGRAD_WORK:
-        return 0
-    if (kh, kw) == (5, 5):
-        return 3
-    return 2 if (kh, kw) == (3, 3) and _by_eigen.get() else 0
+    images, height, width = x.shape[:3]
+    tiles = images * -(-height // WINOGRAD_OUTPUTS) * -(-width // WINOGRAD_OUTPUTS)
+    work = images * height * width * kh * kw * channels * features
+    if stride != 1 or channels < WINOGRAD_CHANNELS or tiles < WINOGRAD_TILES or work < WINOGRAD_WORK:
+        return False
+    return (kh, kw) == (5, 5) or ((kh, kw) == (3, 3) and _by_eigen.get())
+
+
+def together(images: jax.Array) -> int:
+    """How many of the images (N, H, W, C) go through the convolutions together, in inference by Eigen; divides N.
+
+    As many as `TOGETHER` says, or down to half as many, so that their maps stay in the cache; all of them
+    where N has no such divisor.
+    """
+    count = len(images)
+    most = TOGETHER // math.prod(images.shape[1:3])
+    if not _by_eigen.get() or count <= most:
+        return count
+    return next((n for n in range(most, max(most // 2, 2) - 1, -1) if count % n == 0), count)
 
 
 def by_eigen() -> bool:

@@ -5,7 +5,7 @@ A tile of m × m outputs of an r × r kernel is y = Aᵀ [(G k Gᵀ) ⊙ (Bᵀ d
 the products over all tiles and channels are one matrix product. The gradient by the input is a
 convolution with the turned kernel, that by the kernel Gᵀ [(Bᵀ d B) ⊙ (A dy Aᵀ)] G, summed over tiles.
 
-Exact up to rounding; in float32 the error is about three times that of the direct form.
+Exact up to rounding; in float32 the error is five (3 × 3) to eight (5 × 5) times that of the direct form.
 """
 
 from __future__ import annotations
