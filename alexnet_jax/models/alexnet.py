@@ -26,7 +26,7 @@ from alexnet_jax.nn import (
     within_map_response_norm,
 )
 from alexnet_jax.nn.collectives import all_channels, with_neighbours
-from alexnet_jax.nn.forms import reverse_mode_only, together
+from alexnet_jax.nn.forms import together
 
 _ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "identity": lambda x: x}
 
@@ -158,13 +158,13 @@ class AlexNet(nnx.Module):
             raise ValueError("train=True needs a key for dropout: pass dropout_key=jax.random.key(0)")
         keys = keys_lib.per_image(dropout_key, h.shape[0]) if train and dropout_key is not None else None
 
-        few = len(h) if train or self.tower_axis is not None or self.forms == "reference" else together(h)
-        if few == len(h):
+        whole = train or self.tower_axis is not None or self.forms == "reference"
+        few = h.shape[0] if whole else together(h)
+        if few == h.shape[0]:
             h, found = self._convolutions(h, names)
         else:
             parts = h.reshape(-1, few, *h.shape[1:])
-            with reverse_mode_only("the network"):
-                made = lax.map(lambda part: self._convolutions(part, names), parts)
+            made = lax.map(lambda part: self._convolutions(part, names), parts)
             h, found = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), made)
         h = h.reshape(h.shape[0], -1)
 

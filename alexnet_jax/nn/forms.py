@@ -110,9 +110,9 @@ def together(images: jax.Array) -> int:
     As many as `TOGETHER` says, or down to half as many, so that their maps stay in the cache; all of them
     where N has no such divisor.
     """
-    count = len(images)
+    count = images.shape[0]
     most = TOGETHER // math.prod(images.shape[1:3])
-    if not _by_eigen.get() or count <= most:
+    if not _by_eigen.get() or not isinstance(count, int) or count <= most:
         return count
     return next((n for n in range(most, max(most // 2, 2) - 1, -1) if count % n == 0), count)
 

@@ -108,8 +108,8 @@ def test_torchvision_drops_what_fc6_sees(x64):
     [pytest.param(name, marks=() if name in ("paper", "source2012") else pytest.mark.slow) for name in list_models()],
 )
 def test_both_forms_agree(name, x64, monkeypatch):
-    monkeypatch.setattr(forms_of_blocks, "WINOGRAD_CHANNELS", 0)
-    monkeypatch.setattr(forms_of_blocks, "WINOGRAD_WORK", 0)  # these networks are too small for it
+    for bound in ("CHANNELS", "TILES", "WORK"):
+        monkeypatch.setattr(forms_of_blocks, f"WINOGRAD_{bound}", 0)  # these networks are too small for it
     results = []
     for forms in ("auto", "reference"):
         forward, state, images = split(name, forms)
@@ -117,6 +117,53 @@ def test_both_forms_agree(name, x64, monkeypatch):
             jax.jit(jax.value_and_grad(lambda s, x, f=forward: jnp.sin(f(s, x)).sum(), argnums=(0, 1)))(state, images)
         )
     close(results[0], results[1], 1e-10)
+
+
+@pytest.fixture
+def slices_of_two(monkeypatch):
+    """By Eigen, the networks of `narrow` see two images at a time."""
+    monkeypatch.setattr(forms_of_blocks, "TOGETHER", 2 * 67 * 67)
+
+
+@pytest.mark.parametrize("name", ["paper", pytest.param("torchvision", marks=pytest.mark.slow)])
+def test_inference_in_slices(x64, slices_of_two, name):
+    """Logits, every stage and gradients are those of the whole batch, in its order; and it is done in slices."""
+    spec = narrow(name)
+    model, images = made(spec, dtype="float64"), jnp.asarray(pictures(spec, 6))
+    plain = made(spec, dtype="float64", forms="reference")
+
+    def everything(model):
+        graph, state = nnx.split(model)
+
+        def run(state, images):
+            return nnx.merge(graph, state).activations(images, tuple(spec.stages(CLASSES)))
+
+        def gradients(state, images):
+            return jax.grad(lambda *args: jnp.sin(run(*args)[0]).sum(), argnums=(0, 1))(state, images)
+
+        return (lambda state, images: (run(state, images), gradients(state, images))), state
+
+    (auto, state), (reference, _) = everything(model), everything(plain)
+    close(forms_of_blocks.jit(auto)(state, images), jax.jit(reference)(state, images), 1e-10)
+
+
+def scanned(model, images, **options):
+    """Whether a program for Eigen goes through the images in slices."""
+    graph, state = nnx.split(model)
+    compiled = forms_of_blocks.jit(lambda state, images: nnx.merge(graph, state)(images, **options))
+    return "scan[" in str(compiled.trace(state, images).jaxpr)
+
+
+def test_when_slices_are_taken(slices_of_two):
+    spec = narrow("paper")
+    model, reference = made(spec), made(spec, forms="reference")
+    images = pictures(spec, 6).astype(np.float32)
+    assert scanned(model, images)
+    assert not scanned(model, images[:2])
+    assert not scanned(model, images, train=True, dropout_key=jax.random.key(0))
+    assert not scanned(reference, images)
+    graph, state = nnx.split(model)
+    assert "scan[" not in str(jax.make_jaxpr(lambda x: nnx.merge(graph, state)(x))(images))  # not by Eigen
 
 
 def test_forms_may_be_set_later(x64):

@@ -29,8 +29,8 @@ def random(shape, seed=0, dtype=np.float64):
 
 @pytest.fixture
 def always_winograd(monkeypatch):
-    monkeypatch.setattr(forms, "WINOGRAD_CHANNELS", 0)
-    monkeypatch.setattr(forms, "WINOGRAD_WORK", 0)
+    for bound in ("CHANNELS", "TILES", "WORK"):
+        monkeypatch.setattr(forms, f"WINOGRAD_{bound}", 0)
 
 
 def check_winograd(tiles, size, pads, seed):
@@ -48,15 +48,16 @@ def check_winograd(tiles, size, pads, seed):
     close(jax.jit(lambda x, dy: tiles.kernel_gradient(x, dy, pads))(x, dy), dkernel)
 
 
-def test_winograds_conv2_against_loops(x64):
-    """The tiles that conv2 has, on maps that they do not divide, with uneven padding."""
-    check_winograd((3, 5), (8, 7), ((2, 1), (0, 2)), 0)
+@pytest.mark.parametrize("kernel", [5, 3])
+def test_winograds_convolutions_against_loops(x64, kernel):
+    """The tiles that conv2 and conv3 to conv5 have, on maps that they do not divide, with uneven padding."""
+    check_winograd((forms.WINOGRAD_OUTPUTS, kernel), (8, 7), ((2, 1), (0, 2)), 0)
 
 
 @pytest.mark.slow
 @settings(CASES, max_examples=6)
 @given(
-    tiles=st.sampled_from([(3, 5), (2, 3), (3, 2)]),
+    tiles=st.sampled_from([(3, 5), (3, 3), (2, 3), (3, 2)]),
     size=st.tuples(st.integers(3, 6), st.integers(3, 6)),
     pads=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
     seed=st.integers(0, 1000),
@@ -112,22 +113,31 @@ def test_conv_takes_winograds_form(x64, always_winograd, compiled, window, group
     assert "conv_general_dilated" not in str(compiled(all_three("auto")).trace(*arguments).jaxpr)
 
 
-def test_winograds_rounding_in_float32(always_winograd):
-    """Some units in the last place: near the direct form's, far from half precision's."""
-    x, kernel = random((2, 27, 27, 48), dtype=np.float32), random((5, 5, 48, 16), 1, np.float32)
-    exact = brute_force_free(x, kernel)
-    error = np.abs(np.asarray(conv(x, kernel, padding=2)) - exact).max() / np.abs(exact).max()
-    assert error < 2e-5
+@pytest.mark.parametrize(("size", "window", "channels"), [(27, 5, 48), (13, 3, 192)])
+def test_winograds_rounding_in_float32(always_winograd, size, window, channels):
+    """Some units in the last place: a few times the direct form's, far from half precision's."""
+    x = random((2, size, size, channels), dtype=np.float32)
+    kernel = random((window, window, channels, 16), 1, np.float32)
+    exact = by_products(x, kernel)
+
+    def error(form):
+        found = forms.jit(functools.partial(conv, padding=window // 2, forms=form))(x, kernel)
+        return np.sqrt(((np.asarray(found) - exact) ** 2).mean() / (exact**2).mean())
+
+    assert error("reference") < 1e-6
+    assert error("reference") < error("auto") < 12 * error("reference")
 
 
-def brute_force_free(x, kernel):
-    """A 5 × 5 convolution with padding 2 in float64, as 25 products: loops over pixels would take minutes."""
-    padded = np.pad(x.astype(np.float64), ((0, 0), (2, 2), (2, 2), (0, 0)))
-    height, width = x.shape[1:3]
-    shifted = (
-        padded[:, i : i + height, j : j + width] @ kernel[i, j].astype(np.float64) for i in range(5) for j in range(5)
+def by_products(x, kernel):
+    """A convolution that keeps the size, in float64, as products: loops over pixels would take minutes."""
+    window, (height, width) = len(kernel), x.shape[1:3]
+    around = [(window // 2, window // 2)] * 2
+    padded = np.pad(x.astype(np.float64), ((0, 0), *around, (0, 0)))
+    return sum(
+        padded[:, i : i + height, j : j + width] @ kernel[i, j].astype(np.float64)
+        for i in range(window)
+        for j in range(window)
     )
-    return sum(shifted)
 
 
 @pytest.mark.slow
@@ -187,17 +197,57 @@ def test_the_platform_is_that_of_the_default_device():
         assert forms.platform() == "cpu"
 
 
-def test_winograd_is_for_large_convolutions():
-    image = jax.ShapeDtypeStruct((32, 27, 27, 48), jnp.float32)
-    assert forms.winograd(image, jax.ShapeDtypeStruct((5, 5, 48, 128), jnp.float32), 1)
-    assert not forms.winograd(image, jax.ShapeDtypeStruct((5, 5, 48, 128), jnp.float32), 2)
-    assert not forms.winograd(image, jax.ShapeDtypeStruct((3, 3, 48, 128), jnp.float32), 1)
-    assert not forms.winograd(
-        image.update(shape=(1, 27, 27, 48)), jax.ShapeDtypeStruct((5, 5, 48, 128), jnp.float32), 1
-    )
-    tiles = []
-    forms.jit(lambda x: tiles.append(forms.winograd(image, jax.ShapeDtypeStruct((3, 3, 48, 128), jnp.float32), 1)))(0)
-    assert tiles == [2]  # by Eigen, 3 × 3 kernels too
+@pytest.mark.parametrize(
+    ("images", "size", "kernel", "stride", "plain", "by_eigen"),
+    [
+        (32, 27, (5, 5, 48, 128), 1, True, True),  # conv2, one group
+        (1, 27, (5, 5, 48, 128), 1, True, True),
+        (32, 27, (5, 5, 48, 128), 2, False, False),
+        (32, 27, (5, 5, 47, 128), 1, False, False),  # few channels
+        (32, 27, (5, 5, 48, 3), 1, False, False),  # little work
+        (32, 13, (3, 3, 256, 384), 1, False, True),  # conv3: 3 × 3 by Eigen alone
+        (2, 13, (3, 3, 256, 384), 1, False, True),
+        (1, 13, (3, 3, 256, 384), 1, False, False),  # few tiles
+        (32, 13, (4, 4, 256, 384), 1, False, False),
+        (32, 13, (3, 5, 256, 384), 1, False, False),
+    ],
+)
+def test_where_winograd_is_chosen(images, size, kernel, stride, plain, by_eigen):
+    found = []
+
+    def choose(x):
+        image = jax.ShapeDtypeStruct((images, size, size, kernel[2]), jnp.float32)
+        found.append(forms.winograd(image, jax.ShapeDtypeStruct(kernel, jnp.float32), stride))
+
+    jax.jit(choose)(0)
+    forms.jit(choose)(0)
+    assert found == [plain, by_eigen]
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "wanted"),
+    [
+        (1, 227, 1),
+        (8, 227, 8),
+        (9, 227, 9),  # 3 would be too few
+        (10, 227, 5),
+        (12, 227, 6),
+        (32, 227, 8),
+        (128, 227, 8),
+        (127, 227, 127),  # a prime
+        (126, 227, 7),
+        (32, 224, 8),
+        (6, 448, 2),
+        (6, 1000, 6),
+        (500, 32, 250),  # of 402 at most
+    ],
+)
+def test_how_many_images_go_together(images, size, wanted):
+    """By Eigen, and nowhere else."""
+    x, found = jax.ShapeDtypeStruct((images, size, size, 3), jnp.float32), []
+    forms.jit(lambda _: found.append(forms.together(x)))(0)
+    assert found == [wanted]
+    assert forms.together(x) == images
 
 
 @pytest.mark.parametrize("name", ["conv", "max_pool"])
