@@ -161,7 +161,7 @@ class Report:
     def write(self, **more: Any) -> None:
         """Writes what there is so far, if `--json` asked for it."""
         if self._json:
-            found = {**self._about, "rows": self._rows, **more}
+            found = {**self._about, "rows": self._rows, "notes": self._notes, **more}
             self._json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -94,8 +94,12 @@ def main() -> None:
             found.peer(PEER, "PyTorch", **network, form="eager", **more)
         found.measure()
         found.compare(OURS, PEER)
+        peaks = found.peaks(OURS, PEER)
+        if PEER not in peaks:  # and no row
+            about = f"{found.found[OURS].median:.1f} images/s, peak memory {peaks[OURS]:,.0f} MiB"
+            report.note(f"{found.title}: {about}")
         curve = curves.setdefault(variant, Curves(variant))
-        curve.add(batch_size, found.peaks(OURS, PEER), found.found)
+        curve.add(batch_size, peaks, found.found)
         found.close()
         if batch_size == arguments.batch_sizes[-1]:
             curve.report(report)

@@ -72,7 +72,7 @@ def test_a_benchmark_writes_the_agreed_json(name, tmp_path):
     parts = found.pop("parts", [])
     assert [part for part in parts if part["state"] != "done" or not part["rows"]] == []
     assert len(parts) == (8 if name == "gpu.py" else 0)
-    assert set(found) == {"machine", "commit", "versions", "command", "rows"}
+    assert set(found) == {"machine", "commit", "versions", "command", "rows", "notes"}
     assert found["command"].startswith(f"python benchmarks/{name} --quick --json")
     assert {"python", "jax", "numpy", "pillow", "simplejpeg"} <= set(found["versions"])
     assert found["machine"]["cores"] >= 1
@@ -103,3 +103,11 @@ def test_without_pytorch_its_rows_are_left_out_in_words(tmp_path):
     assert "PyTorch is not installed" in printed
     assert found["rows"]
     assert not any("PyTorch" in row["peer_name"] for row in found["rows"])
+
+
+@pytest.mark.slow
+def test_memory_without_pytorch_says_what_it_found(tmp_path):
+    printed, found = run("memory.py", tmp_path, start=("-c", WITHOUT_TORCH))
+    (note,) = (note for note in found["notes"] if note.startswith("training paper, batch 2: "))
+    assert "images/s, peak memory " in note
+    assert note in printed
