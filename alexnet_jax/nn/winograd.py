@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Pads = Sequence[tuple[int, int]]
+from alexnet_jax.nn.sheets import Pads, Sheet
+
 Grid = list[list[jax.Array]]
 
 # Where the polynomials are evaluated, beside infinity; small numbers, whose powers round little.
@@ -54,13 +55,15 @@ class Tiles:
 
     def convolve(self, x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
         """(N, H, W, C) and (r, r, C, K) to (N, H', W', K)."""
+        sheet = Sheet.of(x.shape, self.kernel, pads, self.outputs)
+        x = sheet.joined(x)
         size = [n + low + high - self.kernel + 1 for n, (low, high) in zip(x.shape[1:3], pads, strict=True)]
         g = self.matrices[1]
         weights = _both(g, [[kernel[i, j] for j in range(self.kernel)] for i in range(self.kernel)])
         seen = self._seen(x, [low for low, _ in pads], size)
         points = range(self.points)
         products = [[jnp.matmul(seen[u][v], weights[u][v]) for v in points] for u in points]
-        return self._made(products)[:, : size[0], : size[1]]
+        return sheet.apart(self._made(products)[:, : size[0], : size[1]])
 
     def input_gradient(self, kernel: jax.Array, dy: jax.Array, pads: Pads) -> jax.Array:
         """The gradient of `convolve` by its input."""
@@ -70,6 +73,8 @@ class Tiles:
     def kernel_gradient(self, x: jax.Array, dy: jax.Array, pads: Pads) -> jax.Array:
         """The gradient of `convolve` by its kernel."""
         m, (a_t, g, _) = self.outputs, self.matrices
+        sheet = Sheet.of(x.shape, self.kernel, pads, m)
+        x, dy = sheet.joined(x), sheet.joined(dy)
         size = dy.shape[1:3]
         seen = self._seen(x, [low for low, _ in pads], size)
         ends = [-n % m for n in size]
