@@ -2,8 +2,9 @@
 
 A tile of m × m outputs of an r × r kernel is y = Aᵀ [(G k Gᵀ) ⊙ (Bᵀ d B)] A, with d the
 (m + r - 1)² inputs that it sees (Winograd 1980; Lavin and Gray 2016). At each of as many points
-the products over all tiles and channels are one matrix product. The gradient by the input is a
-convolution with the turned kernel, that by the kernel Gᵀ [(Bᵀ d B) ⊙ (A dy Aᵀ)] G, summed over tiles.
+the products over all tiles and channels are one matrix product. Images go side by side where
+that needs fewer tiles (`sheets.py`). The gradient by the input is a convolution with the turned
+kernel, that by the kernel Gᵀ [(Bᵀ d B) ⊙ (A dy Aᵀ)] G, summed over tiles.
 
 Exact up to rounding; in float32 the error is five (3 × 3) to eight (5 × 5) times that of the direct form.
 """

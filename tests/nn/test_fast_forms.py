@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from alexnet_jax.nn import conv, conv_gradients, forms, max_pool
+from alexnet_jax.nn.sheets import Sheet
 from alexnet_jax.nn.winograd import Tiles
 
 CASES = settings(
@@ -33,10 +34,10 @@ def always_winograd(monkeypatch):
         monkeypatch.setattr(forms, f"WINOGRAD_{bound}", 0)
 
 
-def check_winograd(tiles, size, pads, seed):
+def check_winograd(tiles, images, size, pads, seed):
     """Value and both gradients against loops."""
     tiles = Tiles(*tiles)
-    x, kernel = random((1, *size, 2), seed), random((tiles.kernel, tiles.kernel, 2, 3), seed + 1)
+    x, kernel = random((images, *size, 2), seed), random((tiles.kernel, tiles.kernel, 2, 3), seed + 1)
     padded = np.pad(x, ((0, 0), *pads, (0, 0)))
     y = jax.jit(lambda x, kernel: tiles.convolve(x, kernel, pads))(x, kernel)
     close(y, brute_force.conv(padded, kernel))
@@ -48,25 +49,58 @@ def check_winograd(tiles, size, pads, seed):
     close(jax.jit(lambda x, dy: tiles.kernel_gradient(x, dy, pads))(x, dy), dkernel)
 
 
-@pytest.mark.parametrize("kernel", [5, 3])
-def test_winograds_convolutions_against_loops(x64, kernel):
-    """The tiles that conv2 and conv3 to conv5 have, on maps that they do not divide, with uneven padding."""
-    check_winograd((forms.WINOGRAD_OUTPUTS, kernel), (8, 7), ((2, 1), (0, 2)), 0)
+@pytest.mark.parametrize(("kernel", "images"), [(5, 1), (3, 1), (3, 4)])
+def test_winograds_convolutions_against_loops(x64, kernel, images):
+    """The tiles that conv2 and conv3 to conv5 have, on maps that they do not divide, with uneven padding.
+
+    Four images go side by side.
+    """
+    size, pads = (8, 6), ((2, 0), (1, 2))
+    sheet = Sheet.of((images, *size, 2), kernel, pads, forms.WINOGRAD_OUTPUTS)
+    assert sheet.images == ((1, 2) if images > 1 else (1, 1))
+    check_winograd((forms.WINOGRAD_OUTPUTS, kernel), images, size, pads, 0)
 
 
 @pytest.mark.slow
 @settings(CASES, max_examples=6)
 @given(
     tiles=st.sampled_from([(3, 5), (3, 3), (2, 3), (3, 2)]),
+    images=st.sampled_from([1, 2, 4]),
     size=st.tuples(st.integers(3, 6), st.integers(3, 6)),
     pads=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
     seed=st.integers(0, 1000),
 )
-def test_winograd_against_loops(x64, tiles, size, pads, seed):
-    """Any size of tiles, maps that they do not divide, uneven padding."""
+def test_winograd_against_loops(x64, tiles, images, size, pads, seed):
+    """Any size of tiles, maps that they do not divide, images side by side, uneven padding."""
     r = tiles[1]
     assume(all(n + sum(pad) >= r and max(pad) < r for n, pad in zip(size, pads, strict=True)))
-    check_winograd(tiles, size, pads, seed)
+    check_winograd(tiles, images, size, pads, seed)
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "kernel", "expected"),
+    [
+        (4, 13, 3, (2, 2)),  # 27 × 27 of four images: nine tiles of three, in place of ten
+        (2, 13, 3, (2, 1)),
+        (6, 13, 3, (2, 1)),
+        (1, 13, 3, (1, 1)),
+        (8, 27, 5, (1, 1)),  # nine tiles already
+    ],
+)
+def test_which_images_go_side_by_side(images, size, kernel, expected):
+    pads = ((kernel // 2, kernel // 2),) * 2
+    sheet = Sheet.of((images, size, size, 2), kernel, pads, 3)
+    assert sheet.images == expected
+    x = 1 + np.arange(images * size * size * 2, dtype=np.float32).reshape(images, size, size, 2)
+    joined = sheet.joined(x)
+    rows, columns = expected
+    assert joined.shape == (
+        images // rows // columns,
+        *(n * size + (n - 1) * (kernel // 2) for n in expected),
+        2,
+    )
+    assert (np.asarray(sheet.apart(joined)) == x).all()
+    assert np.count_nonzero(joined) == x.size  # zeros between
 
 
 @pytest.mark.parametrize("together", [1, pytest.param(10**9, marks=pytest.mark.slow)])
