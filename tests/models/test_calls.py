@@ -105,7 +105,7 @@ def test_torchvision_drops_what_fc6_sees(x64):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in ("paper", "source2012") else pytest.mark.slow) for name in list_models()],
+    [pytest.param(name, marks=() if name == "paper" else pytest.mark.slow) for name in list_models()],
 )
 def test_both_forms_agree(name, x64, monkeypatch):
     for bound in ("CHANNELS", "TILES", "WORK"):

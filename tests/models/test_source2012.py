@@ -59,6 +59,7 @@ def cifar(params, images):
     return linear(x, params["fc4"])
 
 
+@pytest.mark.slow
 def test_source2012_at_full_size(x64):
     spec = get_spec("source2012")
     params, images = parameters(spec), pictures(spec, 1)

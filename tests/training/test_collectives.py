@@ -157,6 +157,7 @@ def test_flops_a_device(name, data):
     check_flops(eighth(name), data)
 
 
+@pytest.mark.slow
 def test_flops_a_device_of_the_paper():
     check_flops(eighth("paper"), 2)
 

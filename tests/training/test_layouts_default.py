@@ -92,6 +92,7 @@ def test_a_batch_that_the_devices_do_not_divide(data, towers, size, last, cache)
         assert np.linalg.norm(one - other) <= 1e-3 * np.linalg.norm(other)  # biases of zero have moved a little
 
 
+@pytest.mark.slow
 def test_evaluation_is_exact_in_every_layout(cache):
     """Every image counts once, whatever a batch is filled up with."""
     wanted = None
