@@ -31,7 +31,7 @@ def alone(name):
 EVERY = [(name, where) for name in NAMES for where in (LAYOUTS if name == "paper" else ("1x2 pmap", "2x2"))]
 
 
-@pytest.mark.slow  # test_layouts_broken.py has two layouts of "paper" among what is quick
+@pytest.mark.slow  # test_layouts_broken.py takes two steps of "paper" in two layouts
 @pytest.mark.parametrize(("name", "where"), EVERY)
 def test_twenty_steps(name, where):
     assert_same(Case(eighth(name)).train(layout(where), NUM_STEPS)[0], alone(name))
