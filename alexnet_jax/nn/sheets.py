@@ -1,7 +1,8 @@
 """Images side by side on larger ones, so that tiles of a fixed size cover them with less to spare.
 
 Tiles of 3 × 3 outputs cover 13 × 13 (conv3 to conv5) as if they were 15 × 15, and four images with a row and
-a column of zeros between them, 27 × 27, exactly.
+a column of zeros between them, 27 × 27, exactly. A tile on a seam sees two images: there each one's outputs
+are as exact as the larger values of both allow, and what is not finite in one reaches the other's border.
 """
 
 from __future__ import annotations
