@@ -7,13 +7,13 @@ fails or takes too long keeps the rows that it has made and stands under "parts"
 its error; when the time of the whole run is up the rest is skipped, in words. The most important
 parts come first:
 
-- training and inference of `paper` and `torchvision` against PyTorch (eager, channels-last,
-  `torch.compile`) at the same precision, and as a share of the matrix product measured in the same rounds;
+- training and inference of `paper` and `torchvision` against PyTorch at the same precision (eager, channels-last
+  and `torch.compile` in the first comparison, then the last of these alone, which takes a minute to compile), and
+  as a share of the matrix product measured in the same rounds;
 - a profile of the step: milliseconds by kernel, the 20 longest (`kernels` of the row);
-- candidate forms alone and in the step, each checked against the plain form first (`gpu_forms`);
-  a fused Pallas kernel of ReLU, LRN and pool has not been written, so it is not among them;
 - end to end from a prepared folder in the page cache: loader, copy to the device, step;
 - batch sizes: images a second, seconds of the first call (compilation), peak memory;
+- candidate forms alone and in the step, each checked against the plain form first (`gpu_forms`);
 - the cost of `deterministic`.
 
 Precision is "float32" (true), "tf32" or "bfloat16". `--device cpu` rehearses it all elsewhere.
@@ -36,6 +36,7 @@ from typing import Any
 
 import gpu_parts
 import harness
+import torch_networks
 
 KINDS = ("training", "profile", "alone", "in step", "inference", "end to end", "batches", "deterministic")
 
@@ -64,18 +65,20 @@ def plan(options: argparse.Namespace) -> list[tuple[str, list[Any], float]]:
     batch = options.batch_size
     best, *others = options.precisions
     first, *more = options.variants
+    last = options.forms[-1:]  # of PyTorch's forms; the first comparison has them all
     parts: list[tuple[str, list[Any], float]] = [
-        ("training", [first, best, batch, "training"], 120),
+        ("training", [first, best, batch, "training", options.forms], 220),
         ("profile", [first, best, batch], 60),
-        ("alone", [best, batch], 75),
-        ("in step", [first, best, batch], 120),
         ("end to end", [first, best, batch], 75),
     ]
-    parts += [("training", [variant, best, batch, "training"], 100) for variant in more]
-    parts += [("batches", [first, best], 75), ("inference", [first, best, batch, "inference"], 75)]
-    parts += [("training", [first, precision, batch, "training"], 100) for precision in others]
+    parts += [("training", [variant, best, batch, "training", last], 120) for variant in more]
+    parts += [("inference", [first, best, batch, "inference", last], 100)]
+    parts += [("training", [first, precision, batch, "training", last], 120) for precision in others]
+    parts += [("batches", [first, best], 120), ("alone", [best, batch], 75), ("in step", [first, best, batch], 120)]
     parts += [("deterministic", [first, best, batch], 60)]
-    parts += [("training", [variant, precision, batch, "training"], 100) for precision in others for variant in more]
+    parts += [
+        ("training", [variant, precision, batch, "training", last], 120) for precision in others for variant in more
+    ]
     parts += [("batches", [variant, best], 60) for variant in more]
     parts += [("batches", [variant, precision], 60) for precision in others for variant in options.variants]
     parts += [("alone", [precision, batch], 60) for precision in others]
@@ -109,7 +112,7 @@ def start(kind: str, given: list[Any], options: argparse.Namespace, file: pathli
         "TMPDIR": str(file.parent),  # a part that is stopped cannot tidy up
         "PYTHONPATH": os.pathsep.join([str(harness.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
-    if options.quick:  # the parts of a rehearsal compile the same programs; else compiling is measured too
+    if options.quick or kind != "batches":  # where compiling is measured
         environment["JAX_COMPILATION_CACHE_DIR"] = str(file.parent / "compiled")
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     errors = file.with_suffix(".err")
@@ -165,7 +168,7 @@ def main() -> None:
     add("--image-size", type=int, default=224)
     add("--narrow", type=int, default=1, help="divide every width by this: for a rehearsal")
     add("--classes", type=int, default=1000)
-    add("--no-compile", action="store_true", help="leave torch.compile out")
+    add("--forms", nargs="+", choices=torch_networks.STOCK, default=list(torch_networks.STOCK), help="of PyTorch's")
     add("--rounds", type=int, default=0, help="measurements of each case (5)")
     add("--seconds-each", type=float, default=0, help="that each takes at least (0.4)")
     add("--part", help=argparse.SUPPRESS)

@@ -2,7 +2,7 @@
 
 Each candidate is compared with the plain form (one `lax` operation, differentiated by JAX) before
 it is timed, by the relative Euclidean distance of results and gradients; one that differs has a
-note instead of a row. A fused Pallas kernel (ReLU, LRN and pool in one pass) is not among them.
+note instead of a row.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import our_networks
 
-from alexnet_jax.nn import lrn, pool_index, pooling
+from alexnet_jax.nn import fused, lrn, pool_index, pooling
 from alexnet_jax.nn.conv_gradients import direct
+from alexnet_jax.nn.space_to_depth import in_blocks
 from alexnet_jax.trained import PRECISIONS
 
+NETWORK = importlib.import_module("alexnet_jax.models.alexnet")
 CONV = importlib.import_module("alexnet_jax.nn.conv")  # `nn.conv` is the function
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 5e-2}  # relative distance, of gradients after 8 layers too
 Form = Callable[..., jax.Array]
@@ -41,27 +43,10 @@ def more_channels(channels: int) -> Form:
     return form
 
 
-def space_to_depth(x: jax.Array, kernel: jax.Array, stride: int, pads: Any, groups: int = 1) -> jax.Array:
-    """A convolution with a stride as one of stride 1 over blocks of stride × stride pixels."""
-    size = kernel.shape[0]
-    blocks = -(-size // stride)
-    outputs = [(n + sum(pad) - size) // stride + 1 for n, pad in zip(x.shape[1:3], pads, strict=True)]
-    counts = [n + blocks - 1 for n in outputs]
-    ends = [c * stride - n - pad[0] for n, c, pad in zip(x.shape[1:3], counts, pads, strict=True)]
-    config = [(0, 0, 0), *((pad[0], end, 0) for pad, end in zip(pads, ends, strict=True)), (0, 0, 0)]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), config)
-    x = x.reshape(len(x), counts[0], stride, counts[1], stride, -1).swapaxes(2, 3).reshape(len(x), *counts, -1)
-    short = blocks * stride - size
-    kernel = jnp.pad(kernel, ((0, short), (0, short), (0, 0), (0, 0)))
-    kernel = kernel.reshape(blocks, stride, blocks, stride, -1, kernel.shape[-1]).swapaxes(1, 2)
-    kernel = kernel.reshape(blocks, blocks, -1, kernel.shape[-1])
-    return direct(x, kernel, 1, ((0, 0), (0, 0)), groups)
-
-
 CONV1: dict[str, Form] = {
     "4 channels": more_channels(4),
     "8 channels": more_channels(8),
-    "space-to-depth": space_to_depth,
+    "blocks of 4 pixels": in_blocks,
 }
 
 
@@ -71,6 +56,18 @@ def split_groups(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.concatenate([direct(a, b, 1, ((2, 2), (2, 2))) for a, b in pairs], -1)
 
 
+def following(x: jax.Array, bias: jax.Array, form: str) -> jax.Array:
+    """Bias, ReLU, norm and pooling of `paper`: as one kernel, or one after the other."""
+    norm: dict[str, Any] = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0, "alpha_per": "term", "groups": 2}
+    if form == "one kernel":
+        return fused.relu_norm_max_pool(x, bias, norm, interpret=jax.default_backend() != "gpu")
+    own = "auto" if form == "own gradients" else "reference"
+    y = lrn.local_response_norm(jax.nn.relu(x + bias), **norm, forms=own)
+    if form == "own gradients":
+        return pool_index.max_pool_with_index(y, 3, 2, ((0, 0),) * 4)
+    return pooling.max_pool(y, forms="reference")
+
+
 def blocks(narrow: int, size: int) -> dict[str, tuple[dict[str, Form], list[tuple[int, ...]]]]:
     """For each block its forms, the plain one first, and the shapes of its arguments (0: the batch)."""
     width, side = 96 // narrow, (size - 8) // 4 + 1
@@ -78,7 +75,12 @@ def blocks(narrow: int, size: int) -> dict[str, tuple[dict[str, Form], list[tupl
     conv1 = {"as it is": direct, **CONV1}
     no_pads = ((0, 0), (0, 0), (0, 0), (0, 0))
     maps = (0, side, side, width)
+    after: dict[str, Form] = {
+        form: functools.partial(following, form=form) for form in ("XLA", "own gradients", "one kernel")
+    }
     return {
+        "after conv1": (after, [maps, (width,)]),
+        "after conv2": (after, [(0, side // 2, side // 2, 256 // narrow), (256 // narrow,)]),
         "conv1": (
             {name: lambda x, kernel, form=form: form(x, kernel, 4, pads) for name, form in conv1.items()},
             [(0, size, size, 3), (11, 11, 3, width)],
@@ -173,7 +175,7 @@ def in_conv1(form: Form) -> Form:
     """`direct`, but for the convolution of the images."""
 
     def both(x: jax.Array, kernel: jax.Array, stride: int, pads: Any, groups: int = 1) -> jax.Array:
-        return (form if x.shape[-1] == 3 else direct)(x, kernel, stride, pads, groups)
+        return form(x, kernel, stride, pads) if x.shape[-1] == 3 else direct(x, kernel, stride, pads, groups)
 
     return both
 
@@ -183,20 +185,25 @@ def changes() -> dict[str, list[Any]]:
     call = CONV.Conv.__call__
 
     def grouped(self: Any, x: jax.Array, **options: Any) -> Any:
-        return call(self, x, **options | {"forms": "reference"})
+        return call(self, x, **options | ({"forms": "reference"} if self.groups > 1 else {}))
 
-    conv1 = {
+    conv1: dict[str, list[Any]] = {
         f"conv1 by {name}": [
             mock.patch.object(CONV, "direct", in_conv1(form)),
             mock.patch.object(CONV, "conv_gradients", return_value=False),
+            mock.patch.object(CONV, "in_blocks", return_value=False),
         ]
-        for name, form in CONV1.items()
+        for name, form in {"one convolution": direct, **CONV1}.items()
     }
+    apart = mock.patch.object(NETWORK, "fused", return_value=False)
     return conv1 | {
         "groups by feature_group_count": [mock.patch.object(CONV.Conv, "__call__", grouped)],
-        "pool with kept index": [mock.patch.object(pooling, "own_gradients", return_value=True)],
-        "pool by XLA": [mock.patch.object(pooling, "own_gradients", return_value=False)],
-        "LRN by autodiff": [mock.patch.object(lrn, "_saving_x_only", lrn._plain)],
+        "what follows by XLA": [apart],
+        "what follows by XLA, pool with kept index": [
+            apart,
+            mock.patch.object(pooling, "own_gradients", return_value=True),
+        ],
+        "what follows by XLA, LRN by autodiff": [apart, mock.patch.object(lrn, "_saving_x_only", lrn._plain)],
     }
 
 
@@ -222,7 +229,9 @@ def in_step(report: harness.Report, options: Any, variant: str, precision: str, 
 
     candidates = changes()
     if options.quick:  # one of each kind
-        candidates = {name: candidates[name] for name in ("conv1 by space-to-depth", "LRN by autodiff")}
+        candidates = {
+            name: candidates[name] for name in ("conv1 by blocks of 4 pixels", "what follows by XLA, LRN by autodiff")
+        }
     for name, patches in candidates.items():
         try:
             case, found = make(patches)

@@ -25,8 +25,16 @@ def _team(options: Any) -> workers.Team:
     return workers.Team(options.seconds_each, heap="stock", device=options.device)
 
 
-def compare(report: harness.Report, options: Any, variant: str, precision: str, batch_size: int, work: str) -> None:
-    """Training or inference: ours against PyTorch's forms and the matrix product; our compile time is in the row."""
+def compare(
+    report: harness.Report,
+    options: Any,
+    variant: str,
+    precision: str,
+    batch_size: int,
+    work: str,
+    forms: list[str],
+) -> None:
+    """Training or inference: ours against forms of PyTorch and the matrix product; our compile time is in the row."""
     options.precision = precision
     training = work == "training"
     with _team(options) as team:
@@ -38,7 +46,6 @@ def compare(report: harness.Report, options: Any, variant: str, precision: str, 
         found.ours("ours", **network, work="training" if training else "forward")
         if training:
             found.ours("program", **network, work="program")
-        forms = ["eager", "channels-last", *([] if options.no_compile else ["torch.compile"])]
         for form in forms if peers(options) else []:
             more = {"precision": precision, "device": options.device, "training": training}
             found.peer(f"PyTorch {form}", "PyTorch", **network, form=form, **more)
@@ -116,7 +123,7 @@ def profile(report: harness.Report, options: Any, variant: str, precision: str, 
                     about = dict(event.stats)
                     if not stream and (options.device != "cpu" or "hlo_op" not in about):
                         continue
-                    stage = str(about.get("tf_op") or about.get("name") or about.get("hlo_op") or "")
+                    stage = str(about.get("hlo_op") or about.get("name") or "")
                     key = (event.name, stage)
                     times[key] = times.get(key, 0.0) + event.duration_ns * 1e-6
     busy = sum(times.values()) / steps

@@ -26,7 +26,8 @@ from alexnet_jax.nn import (
     within_map_response_norm,
 )
 from alexnet_jax.nn.collectives import all_channels, with_neighbours
-from alexnet_jax.nn.forms import together
+from alexnet_jax.nn.forms import fused, together
+from alexnet_jax.nn.fused import relu_norm_max_pool
 
 _ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "identity": lambda x: x}
 
@@ -190,7 +191,9 @@ class AlexNet(nnx.Module):
         found: dict[str, jax.Array] = {}
         channels = 3
         for number, (name, layer) in enumerate(zip(self.spec.conv_names(), self.spec.convs, strict=True), 1):
-            h = self._conv_block(number, name, layer, h, channels, found)
+            if layer.groups == 1:
+                h = all_channels(h, channels, self.tower_axis)
+            h = self._conv_block(number, name, layer, h, found, names)
             channels = layer.features
         h = all_channels(h, channels, self.tower_axis)
         if self.spec.adaptive_pool is not None:
@@ -199,12 +202,18 @@ class AlexNet(nnx.Module):
         return h, {name: found[name] for name in names if name in found}
 
     def _conv_block(
-        self, number: int, name: str, layer: ConvSpec, h: jax.Array, channels: int, found: dict[str, jax.Array]
+        self,
+        number: int,
+        name: str,
+        layer: ConvSpec,
+        h: jax.Array,
+        found: dict[str, jax.Array],
+        names: Sequence[str],
     ) -> jax.Array:
-        """Convolution `number` and what follows it; puts each stage into `found`."""
+        """Convolution `number` and what follows it; puts each stage into `found`, but for those that nobody sees."""
+        if self._fused(number, name, layer, h, names):
+            return found.setdefault(f"pool{number}", self._fused_block(number, name, layer, h))
         with jax.named_scope(name):
-            if layer.groups == 1:
-                h = all_channels(h, channels, self.tower_axis)
             h = getattr(self, name)(h, groups=self._local(layer.groups), forms=self.forms)
         found[f"{name}.pre"] = h
         for stage in layer.following():
@@ -225,6 +234,26 @@ class AlexNet(nnx.Module):
                     h = (max_pool if pool.kind == "max" else avg_pool)(h, **options, forms=self.forms)
                     found[f"pool{number}"] = h
         return h
+
+    def _fused(self, number: int, name: str, layer: ConvSpec, h: jax.Array, names: Sequence[str]) -> bool:
+        """Whether one kernel does all that follows a convolution: ReLU, perhaps a norm, max pooling."""
+        between = {f"{name}.pre", name, f"norm{number}"}
+        if self.forms == "reference" or not fused(h) or self.spec.activation != "relu" or between & set(names):
+            return False
+        if layer.pool is None or layer.pool.kind != "max" or (layer.pool.window, layer.pool.stride) != (3, 2):
+            return False
+        if layer.norm is not None and self.tower_axis is not None and layer.norm.groups == 1:
+            return False  # its windows reach into the other tower
+        return layer.following() in (("activation", "norm", "pool"), ("activation", "pool"))
+
+    def _fused_block(self, number: int, name: str, layer: ConvSpec, h: jax.Array) -> jax.Array:
+        conv, pool, norm = getattr(self, name), layer.pool, layer.norm
+        assert pool is not None
+        with jax.named_scope(name):
+            h = conv(h, groups=self._local(layer.groups), forms=self.forms, biased=False)
+        options = None if norm is None else dataclasses.asdict(norm) | {"groups": self._local(norm.groups)}
+        with jax.named_scope(f"pool{number}"):
+            return relu_norm_max_pool(h, conv.bias[...], options, round_up=pool.round_up)
 
     def _linear(self, name: str, h: jax.Array) -> jax.Array:
         layer = getattr(self, name)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from alexnet_jax.nn import checks
+from alexnet_jax.nn import checks, space_to_depth
 from alexnet_jax.nn.conv_gradients import Pads, convolve, direct
-from alexnet_jax.nn.forms import by_eigen, conv_gradients, reverse_mode_only
+from alexnet_jax.nn.forms import by_eigen, conv_gradients, in_blocks, reverse_mode_only
 from alexnet_jax.nn.init import NORMAL, ZEROS, Initializer
 from alexnet_jax.nn.windows import Padding, full_padding
 
@@ -79,7 +81,10 @@ def conv(
     else:
         # XLA's own grouped convolution is two to three times slower on a CPU, backward above all.
         pairs = list(zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True))
-        form = convolve if conv_gradients(*pairs[0], stride) else direct
+        if conv_gradients(*pairs[0], stride):
+            form: Callable[..., jax.Array] = convolve
+        else:
+            form = space_to_depth.in_blocks if in_blocks(*pairs[0], stride) else direct
         with reverse_mode_only("conv"):
             if groups > 1 and form is convolve and by_eigen():
                 y = _together(x, kernel, stride, pads, groups)
@@ -128,15 +133,17 @@ class Conv(nnx.Module):
         self.stride, self.padding, self.groups, self.round_up = stride, padding, groups, round_up
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array, *, groups: int | None = None, forms: str = "auto") -> jax.Array:
-        """Maps (N, H, W, C) to (N, H', W', K), in `dtype` (None: the promoted one)."""
+    def __call__(
+        self, x: jax.Array, *, groups: int | None = None, forms: str = "auto", biased: bool = True
+    ) -> jax.Array:
+        """Maps (N, H, W, C) to (N, H', W', K), in `dtype` (None: the promoted one); without the bias on request."""
         kernel, bias = self.kernel[...], self.bias[...]
         if self.dtype is not None:
             x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         return conv(
             x,
             kernel,
-            bias,
+            bias if biased else None,
             stride=self.stride,
             padding=self.padding,
             groups=self.groups if groups is None else groups,

@@ -90,6 +90,17 @@ def own_gradients(x: jax.Array) -> bool:
     return wide and platform() == "cpu" and all(isinstance(n, int) for n in x.shape)
 
 
+def fused(x: jax.Array) -> bool:
+    """Whether ReLU, norm and pooling are done by one kernel: on a GPU, up to float32, for a batch of known size."""
+    known = all(isinstance(n, int) for n in x.shape)
+    return platform() == "gpu" and known and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+def in_blocks(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    """Whether a convolution is done in blocks of stride × stride pixels: that of images, on a GPU."""
+    return platform() == "gpu" and 1 < stride <= kernel.shape[0] and x.shape[-1] <= 4
+
+
 def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     """Whether a convolution is done by Winograd's method: where there is much to do.
 
