@@ -23,15 +23,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from alexnet_jax.nn.forms import reverse_mode_only
 from alexnet_jax.nn.windows import output_size
 
 WINDOW, STRIDE = 3, 2  # of the pooling
 HALO = 16  # channels on either side of a program's own: as far as a norm's window may reach
-# Measured on one H200 (docs/performance.md).
-CHANNELS, COLUMNS, ROWS = 32, 32, 7  # of a program of the forward pass; rows of the pooled maps, one after the other
-FORWARD_WARPS, BACKWARD_WARPS = 4, 4
-ROLLED = True
-PIXELS, PARTS = 16, 4  # of a program of the backward pass: pixels of 64 channels at a time, and how many times
+GROUP = 128  # channels of a norm's group
+# Of a program, measured on one H200 (docs/performance.md).
+CHANNELS, COLUMNS, ROWS = 32, 64, 7  # forward; so many rows of the pooled maps one after the other
+PIXELS, PARTS = 16, 16  # backward: pixels of 64 channels at a time, and how many times
+WARPS = 4
 
 
 class Norm(NamedTuple):
@@ -51,7 +52,7 @@ class Norm(NamedTuple):
         """From the keywords of `local_response_norm`."""
         each = channels // groups
         low, high = (each, each) if size is None else (size // 2, (size - 1) // 2)
-        alpha = alpha / (size or channels) if alpha_per == "window" else alpha
+        alpha = alpha / (size or each) if alpha_per == "window" else alpha
         return cls(low, high, groups, alpha, beta, k)
 
 
@@ -63,6 +64,18 @@ class Block(NamedTuple):
     interpret: bool = False
 
 
+def fits(channels: int, norm: Mapping[str, Any] | None) -> bool:
+    """Whether the kernels can do a norm of so many channels, in keywords of `local_response_norm`.
+
+    Its window reaches no farther than `HALO`, its groups are few enough for the matrix of a program, and its
+    divisor is never 0.
+    """
+    if norm is None:
+        return True
+    size = norm["size"]
+    return size is not None and size // 2 <= HALO and channels // norm["groups"] <= GROUP and norm["k"] > 0
+
+
 def relu_norm_max_pool(
     x: jax.Array,
     bias: jax.Array,
@@ -71,7 +84,10 @@ def relu_norm_max_pool(
     round_up: bool = False,
     interpret: bool = False,
 ) -> jax.Array:
-    """max_pool(local_response_norm(relu(x + bias))), computed in float32.
+    """max_pool(local_response_norm(relu(x + bias))), with the norm in float32.
+
+    On a GPU, and where `interpret`. It has a gradient, but no forward-mode derivative. In a function under
+    `jax.jit` whose arguments are sharded over devices (instead of `jax.shard_map`), each device does all of it.
 
     Args:
       x: maps (N, H, W, C), float32 or narrower.
@@ -82,10 +98,18 @@ def relu_norm_max_pool(
 
     Returns:
       (N, H', W', C), dtype of `x`.
+
+    Raises:
+      ValueError: a norm that does not fit (`fits`), or maps smaller than a window.
     """
+    if not fits(x.shape[-1], norm):
+        raise ValueError(
+            f"relu_norm_max_pool cannot do the norm {norm} of {x.shape[-1]} channels: use the stages apart"
+        )
     outputs = tuple(output_size(n, WINDOW, STRIDE, round_up=round_up) for n in x.shape[1:3])
     about = None if norm is None else Norm.of(x.shape[-1], **norm)
-    return _block(x, bias, Block(about, outputs, interpret))
+    with reverse_mode_only("relu_norm_max_pool"):
+        return _block(x, bias, Block(about, outputs, interpret))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -116,21 +140,21 @@ def _run_forward(x: jax.Array, bias: jax.Array, about: Block) -> tuple[jax.Array
     bands = _bands(norm, [(n * CHANNELS - HALO, seen, n * CHANNELS, CHANNELS) for n in range(blocks)], channels)
 
     def kernel(x_ref, bias_ref, bands_ref, y_ref, place_ref):
-        at = pl.program_id(0) * COLUMNS + jnp.arange(COLUMNS)
+        at = pl.program_id(0) * COLUMNS + _count(COLUMNS)
         image, column = lax.div(at, jnp.int32(columns)), lax.rem(at, jnp.int32(columns))
         there, first = at < images * columns, pl.program_id(2) * ROWS
-        own = pl.program_id(1) * CHANNELS + jnp.arange(CHANNELS)
-        around = pl.program_id(1) * CHANNELS - HALO + jnp.arange(seen)
+        own = pl.program_id(1) * CHANNELS + _count(CHANNELS)
+        around = pl.program_id(1) * CHANNELS - HALO + _count(seen)
         real = own < channels
         see_own = _reader(x_ref, bias_ref, own, real)
-        see_around = _reader(x_ref, bias_ref, around, (around >= 0) & (around < channels))
+        see_around = _reader(x_ref, bias_ref, around, (around >= 0) & (around < channels), careful=False)
         band = bands_ref[pl.program_id(1)]
 
-        def look(down, row, best, place):
-            """At three pixels of a row: the largest so far and its place."""
+        def look(down, row, kept):
+            """At three pixels of a row: the largest so far, its place, and the sum, which shows what is no number."""
 
             def at_column(right, kept):
-                best, place = kept
+                best, place, total = kept
                 c = STRIDE * column + right
                 inside = there & (row < height) & (c < width)
                 pixel = (image * height + row) * width + c
@@ -138,35 +162,34 @@ def _run_forward(x: jax.Array, bias: jax.Array, about: Block) -> tuple[jax.Array
                 if norm is not None:
                     d = _energy(see_around(pixel, inside), band, norm)
                     y = (y.astype(jnp.float32) * _powers(d, norm.beta)[0]).astype(x.dtype)
-                y = jnp.where(inside[:, None], y, -jnp.inf)
-                place = jnp.where(y <= best, place, down * WINDOW + right)
-                return jnp.maximum(y, best), place
+                y = jnp.where(inside[:, None], y, -1)  # less than any after ReLU
+                return jnp.maximum(best, y), jnp.where(y <= best, place, down * WINDOW + right), total + y
 
-            if ROLLED:
-                return lax.fori_loop(0, WINDOW, at_column, (best, place))
-            return at_column(2, at_column(1, at_column(0, (best, place))))
+            return lax.fori_loop(*_times(WINDOW), at_column, kept)
 
         def pool(number, kept):
             row = first + number
-            kept = look(1, STRIDE * row + 1, *kept)
-            last, place = look(0, STRIDE * row + 2, *nothing)
-            best = jnp.maximum(last, kept[0])
+            best, place, total = look(1, STRIDE * row + 1, kept)
+            last = look(0, STRIDE * row + 2, nothing)  # the next window's first row too
+            place = jnp.where(last[0] <= best, place, last[1] + 2 * WINDOW)
+            best, total = jnp.maximum(last[0], best), total + last[2]
+            best = jnp.where(total == total, best, total)
             mask = (there & (row < rows))[:, None] & real[None, :]
             index = ((image * rows + row) * columns + column)[:, None], own[None, :]
             plt.store(y_ref.at[index], best, mask=mask)
-            won = jnp.where(last <= kept[0], kept[1], place + 2 * WINDOW)
-            plt.store(place_ref.at[index], won.astype(jnp.int8), mask=mask)
-            return last, place
+            plt.store(place_ref.at[index], place.astype(jnp.int8), mask=mask)
+            return last
 
-        nothing = jnp.full((COLUMNS, CHANNELS), -jnp.inf, x.dtype), jnp.zeros((COLUMNS, CHANNELS), jnp.int32)
-        lax.fori_loop(0, ROWS, pool, look(0, STRIDE * first, *nothing))
+        shape = (COLUMNS, CHANNELS)
+        nothing = jnp.full(shape, -1, x.dtype), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, x.dtype)
+        lax.fori_loop(*_times(ROWS), pool, look(0, STRIDE * first, nothing))
 
     shape = (images * rows * columns, channels)
     y, place = pl.pallas_call(
         kernel,
         out_shape=[jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.int8)],
         grid=(pl.cdiv(images * columns, COLUMNS), blocks, pl.cdiv(rows, ROWS)),
-        compiler_params=plt.CompilerParams(num_warps=FORWARD_WARPS, num_stages=1),
+        compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=about.interpret,
         name="relu_norm_pool",
     )(x.reshape(-1, channels), bias, bands)
@@ -193,15 +216,16 @@ def _run_backward(
 
     def kernel(x_ref, bias_ref, place_ref, dy_ref, bands_ref, dx_ref, sums_ref):
         program, parity = pl.program_id(0), pl.program_id(2)
-        odd_row, odd_column = lax.div(parity, 2), lax.rem(parity, 2)
-        index = jnp.arange(padded)
-        own, real = pl.program_id(1) * each + index, index < each
-        read = _reader(x_ref, bias_ref, own, real)
+        odd_row, odd_column = lax.div(parity, jnp.int32(2)), lax.rem(parity, jnp.int32(2))
+        index = _count(padded)
+        own = pl.program_id(1) * each + index
+        real = (index < each) & (own < channels)
+        read = _reader(x_ref, bias_ref, own, real, careful=False)
         band = bands_ref[0]
         back = band if norm == mirrored else bands_ref[1]
 
         def part(number, total):
-            at = (program * PARTS + number) * pixels + jnp.arange(pixels)
+            at = (program * PARTS + number) * pixels + _count(pixels)
             line = lax.div(at, jnp.int32(wide))
             image, r, c = lax.div(line, jnp.int32(high)), lax.rem(line, jnp.int32(high)), lax.rem(at, jnp.int32(wide))
             row, column = STRIDE * r + odd_row, STRIDE * c + odd_column
@@ -238,7 +262,7 @@ def _run_backward(
             plt.store(dx_ref.at[pixel[:, None], own[None, :]], slope.astype(dx_ref.dtype), mask=mask)
             return total + jnp.where(there[:, None], slope, 0)
 
-        total = lax.fori_loop(0, PARTS, part, jnp.zeros((pixels, padded), jnp.float32))
+        total = lax.fori_loop(*_times(PARTS), part, jnp.zeros((pixels, padded), jnp.float32))
         plt.store(sums_ref.at[parity, program, own], total.sum(0), mask=real)
 
     dx, sums = pl.pallas_call(
@@ -248,21 +272,33 @@ def _run_backward(
             jax.ShapeDtypeStruct((STRIDE**2, programs, channels), jnp.float32),
         ],
         grid=(programs, groups, STRIDE**2),
-        compiler_params=plt.CompilerParams(num_warps=BACKWARD_WARPS, num_stages=1),
+        compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=about.interpret,
         name="relu_norm_pool_gradient",
     )(x.reshape(-1, channels), bias, place, dy.reshape(-1, channels), bands)
     return dx.reshape(x.shape), sums
 
 
-def _reader(x_ref: Any, bias_ref: Any, channel: jax.Array, real: jax.Array) -> Callable[..., jax.Array]:
+def _count(number: int) -> jax.Array:
+    return lax.iota(jnp.int32, number)
+
+
+def _times(number: int) -> tuple[np.int32, np.int32]:
+    return np.int32(0), np.int32(number)  # also where JAX counts in 64 bits
+
+
+def _reader(
+    x_ref: Any, bias_ref: Any, channel: jax.Array, real: jax.Array, *, careful: bool = True
+) -> Callable[..., jax.Array]:
     """relu(x + bias) of pixels (P,), of which some are inside, and channels (C,), of which some are real."""
     bias = plt.load(bias_ref.at[channel], mask=real, other=0).astype(x_ref.dtype)
 
     def read(pixel: jax.Array, inside: jax.Array) -> jax.Array:
         mask = inside[:, None] & real[None, :]
         x = plt.load(x_ref.at[pixel[:, None], channel[None, :]], mask=mask, other=0)
-        return jnp.maximum(x + bias[None, :], 0)
+        x = x + bias[None, :]
+        # Triton's maximum makes a zero of what is not a number; this does not, at one more operation.
+        return (x + abs(x)) * 0.5 if careful else jnp.maximum(x, 0)
 
     return read
 
