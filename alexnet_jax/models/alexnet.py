@@ -192,7 +192,8 @@ class AlexNet(nnx.Module):
         channels = 3
         for number, (name, layer) in enumerate(zip(self.spec.conv_names(), self.spec.convs, strict=True), 1):
             if layer.groups == 1:
-                h = all_channels(h, channels, self.tower_axis)
+                with jax.named_scope(name):
+                    h = all_channels(h, channels, self.tower_axis)
             h = self._conv_block(number, name, layer, h, found, names)
             channels = layer.features
         h = all_channels(h, channels, self.tower_axis)
