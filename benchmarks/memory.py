@@ -10,7 +10,8 @@ script has if nobody changes it).
 
 Over the batch sizes two lines are fitted, by least squares of the relative error: peak = a + b · batch, in
 MiB, and seconds of a step = a + b · batch. The second line's a is the fixed cost of a step, which a small
-batch pays; from a batch of 32 on, images a second should be within 15 % of the best of them.
+batch pays; from a batch of 32 on, images a second should be within 15 % of the best of them. Those rates of ours are
+measured once more, in turn: between two batch sizes above, minutes pass, in which a shared machine changes.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Curves:
                 self.rates.setdefault(name, {})[batch_size] = rates[name]
 
     def report(self, report: harness.Report) -> None:
-        """The lines, and the row of the level rate."""
+        """The lines."""
         title = f"training {self._variant}"
         memory, seconds = {}, {}
         for name in self.peaks:
@@ -71,12 +72,23 @@ class Curves:
                     case = f"{title}, {what}, {part} (fitted)"
                     errors = {"ours_error": found[OURS][2], "peer_error": found[PEER][2]}
                     report.add(harness.row(case, ours, peer, PEER, unit, lower_is_better=True, **errors))
-        level = {size: rate for size, rate in self.rates[OURS].items() if size >= LARGE}
-        if len(level) > 1:
-            low, high = (choose(level, key=lambda size: level[size].median) for choose in (min, max))
-            case = f"{title}, batch {min(level)} to {max(level)}, slowest: {low}"
-            peer_name = f"ours, batch {high}, the fastest"
-            report.add(harness.row(case, level[low], level[high], peer_name, "images/s", target=LEVEL))
+
+
+def level(report: harness.Report, arguments: Any, variant: str) -> None:
+    """The row of the level rate: the large batch sizes in turn, in one process."""
+    sizes = [size for size in arguments.batch_sizes if size >= LARGE]
+    if len(sizes) < 2:
+        return
+    print(f"training {variant}, batch {', '.join(map(str, sizes))}, in turn:", flush=True)
+    with workers.Team(arguments.seconds, heap=arguments.heap, device=arguments.device) as team:
+        found = comparison.Comparison(arguments, report, f"training {variant}", team)
+        for size in sizes:
+            found.ours(str(size), **found.network(variant, size))
+        rates = team.interleave(arguments.rounds)
+    low, high = (choose(sizes, key=lambda size: rates[str(size)].median) for choose in (min, max))
+    case = f"training {variant}, batch {min(sizes)} to {max(sizes)}, slowest: {low}"
+    peer_name = f"ours, batch {high}, the fastest"
+    report.add(harness.row(case, rates[str(low)], rates[str(high)], peer_name, "images/s", target=LEVEL))
 
 
 def main() -> None:
@@ -103,6 +115,7 @@ def main() -> None:
         found.close()
         if batch_size == arguments.batch_sizes[-1]:
             curve.report(report)
+            level(report, arguments, variant)
 
     title = "Training step: peak memory and images a second by batch size"
     comparison.run(__doc__, title, ("PyTorch",), BATCH_SIZES, measure, variants=("paper",))

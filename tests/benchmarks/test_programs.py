@@ -23,12 +23,12 @@ TINY = {
     "checkpoint_cost.py": ["--batch-size", "2", "--rounds", "1"],
     "step.py": SMALL_NETWORK,
     "forward.py": SMALL_NETWORK,
-    "memory.py": ["--batch-sizes", "2", *SMALL],
+    "memory.py": ["--batch-sizes", "32", "33", *SMALL],
     "startup.py": ["--networks", "digits", "--narrow", "8"],
     "end_to_end.py": [*SMALL, "--batch-size", "2", "--images", "8", "--forms", "eager", "--workers", "1"],
     "layers.py": ["--batch-size", "2", *SMALL],
     "gpu.py": [
-        *("--device", "cpu", "--variants", "paper", "--precisions", "float32", "--no-compile", *SMALL),
+        *("--device", "cpu", "--variants", "paper", "--precisions", "float32", "--forms", "channels-last", *SMALL),
         *("--batch-size", "2", "--batch-sizes", "2", "--images", "16"),
     ],
 }
