@@ -112,7 +112,7 @@ def start(kind: str, given: list[Any], options: argparse.Namespace, file: pathli
         "TMPDIR": str(file.parent),  # a part that is stopped cannot tidy up
         "PYTHONPATH": os.pathsep.join([str(harness.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
-    if options.quick or kind != "batches":  # where compiling is measured
+    if options.quick or kind != "batches":  # shared by the parts, but for the one that measures compiling
         environment["JAX_COMPILATION_CACHE_DIR"] = str(file.parent / "compiled")
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     errors = file.with_suffix(".err")
@@ -187,7 +187,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, (kind, given, limit) in enumerate(plan(options)):
             left = options.seconds - (time.monotonic() - begun)
-            name = f"{kind} {' '.join(map(str, given))}"
+            words = [word for argument in given for word in (argument if isinstance(argument, list) else [argument])]
+            name = f"{kind} {' '.join(map(str, words))}"
             file = pathlib.Path(folder) / f"{number}.jsonl"
             since = time.monotonic()
             state = "skipped: the time is up" if left < 5 else start(kind, given, options, file, min(limit, left))

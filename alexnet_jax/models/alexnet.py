@@ -13,7 +13,7 @@ from flax import nnx
 from jax import lax
 
 from alexnet_jax import keys as keys_lib
-from alexnet_jax.models.spec import ConvSpec, DenseSpec, HeadSpec, ModelSpec, NormSpec, PoolSpec
+from alexnet_jax.models.spec import ConvSpec, DenseSpec, HeadSpec, ModelSpec, NormSpec
 from alexnet_jax.nn import (
     Conv,
     Linear,
@@ -27,7 +27,7 @@ from alexnet_jax.nn import (
 )
 from alexnet_jax.nn.collectives import all_channels, with_neighbours
 from alexnet_jax.nn.forms import fused, together
-from alexnet_jax.nn.fused import fits, relu_norm_max_pool
+from alexnet_jax.nn.fused import STRIDE, WINDOW, fits, relu_norm_max_pool
 
 _ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "identity": lambda x: x}
 
@@ -212,8 +212,8 @@ class AlexNet(nnx.Module):
         names: Sequence[str],
     ) -> jax.Array:
         """Convolution `number` and what follows it; puts each stage into `found`, but for those that nobody sees."""
-        if self._fused(name, number, layer, h, names):
-            h = found[f"pool{number}"] = self._fused_block(name, number, layer, h)
+        if self._fused(number, name, layer, h, names):
+            h = found[f"pool{number}"] = self._fused_block(number, name, layer, h)
             return h
         with jax.named_scope(name):
             h = getattr(self, name)(h, groups=self._local(layer.groups), forms=self.forms)
@@ -237,7 +237,7 @@ class AlexNet(nnx.Module):
                     found[f"pool{number}"] = h
         return h
 
-    def _fused(self, name: str, number: int, layer: ConvSpec, h: jax.Array, names: Sequence[str]) -> bool:
+    def _fused(self, number: int, name: str, layer: ConvSpec, h: jax.Array, names: Sequence[str]) -> bool:
         """Whether one kernel does all that follows a convolution: ReLU, perhaps a norm, max pooling."""
         between = {f"{name}.pre", name, f"norm{number}"}
         if self.forms == "reference" or not fused(h) or self.spec.activation != "relu" or between & set(names):
@@ -246,14 +246,14 @@ class AlexNet(nnx.Module):
             return False
         if not isinstance(getattr(self, name), Conv):
             return False  # another in its place
-        if layer.pool != PoolSpec(round_up=layer.pool is not None and layer.pool.round_up):
-            return False  # not the windows that the kernel has
-        norm = layer.norm
+        pool, norm = layer.pool, layer.norm
+        if pool is None or (pool.kind, pool.window, pool.stride) != ("max", WINDOW, STRIDE):
+            return False
         if norm is not None and norm.groups == 1 and self.tower_axis is not None:
             return False  # its windows reach into the other tower
         return fits(layer.features, None if norm is None else dataclasses.asdict(norm))
 
-    def _fused_block(self, name: str, number: int, layer: ConvSpec, h: jax.Array) -> jax.Array:
+    def _fused_block(self, number: int, name: str, layer: ConvSpec, h: jax.Array) -> jax.Array:
         conv, norm = getattr(self, name), layer.norm
         assert layer.pool is not None
         with jax.named_scope(name):

@@ -28,6 +28,11 @@ def random(shape, seed=0, dtype=np.float64):
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
+@pytest.fixture(autouse=True)
+def compiled_quickly():
+    """Not here: how these forms are compiled is a part of them."""
+
+
 @pytest.fixture
 def always_winograd(monkeypatch):
     for bound in ("CHANNELS", "TILES", "WORK"):

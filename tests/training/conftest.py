@@ -20,7 +20,6 @@ def environment(tmp_path_factory):
         "XDG_CACHE_HOME": str(caches / "data"),
         "JAX_COMPILATION_CACHE_DIR": str(caches / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # small networks cost more to compile than to run
         "COLUMNS": "200",
     }
     inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "FORCE_COLOR")}
@@ -46,8 +45,3 @@ def train_process(environment, command, tmp_path_factory):
 
     run.folder = folder
     return run
-
-
-@pytest.fixture(autouse=True)
-def compiled_quickly(quick_compilation):
-    """As in the processes."""
