@@ -108,6 +108,6 @@ def test_without_pytorch_its_rows_are_left_out_in_words(tmp_path):
 @pytest.mark.slow
 def test_memory_without_pytorch_says_what_it_found(tmp_path):
     printed, found = run("memory.py", tmp_path, start=("-c", WITHOUT_TORCH))
-    (note,) = (note for note in found["notes"] if note.startswith("training paper, batch 2: "))
+    (note,) = (note for note in found["notes"] if note.startswith("training paper, batch 32: "))
     assert "images/s, peak memory " in note
     assert note in printed
