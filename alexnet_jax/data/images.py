@@ -23,6 +23,8 @@ from typing import NoReturn
 import numpy as np
 import simplejpeg
 
+BATCHES_AT_ONCE = 4  # that a loader reads, each in a thread
+_RAW_PIECE = 128  # raw images that are worth handing to another thread
 _OPEN_FILES = 512  # part files that a split keeps open at most; beyond that each reading opens its file
 
 
@@ -141,7 +143,7 @@ class PartImages:
             raise IndexError(f"rows reach from {chosen.min()} to {chosen.max()}, there are {len(self)} images")
         parts = np.searchsorted(self._starts, chosen, side="right") - 1
         places = list(zip(parts.tolist(), (chosen - self._starts[parts]).tolist(), chosen.tolist(), strict=True))
-        workers = min(cores(), len(places)) if self._shared_out else 1
+        workers = self._workers(len(places))
         if workers < 2:
             self._fill(images, places)
         else:
@@ -150,7 +152,9 @@ class PartImages:
                 pass
         return images
 
-    _shared_out = True  # whether the images of one reading are shared out among threads
+    def _workers(self, count: int) -> int:
+        """Among how many threads a reading of so many images is shared out."""
+        return min(cores(), count)
 
     def _fill(self, images: np.ndarray, places: list[tuple[int, int, int]]) -> None:
         """Fills images from (part, row in the part, row in the split)."""
@@ -165,7 +169,9 @@ def _threads() -> ThreadPoolExecutor:
 class RawImages(PartImages):
     """Images stored as they are: the fastest to read, S·S·3 bytes each."""
 
-    _shared_out = False  # a copy takes microseconds
+    def _workers(self, count: int) -> int:
+        # A copy takes microseconds, and the loader's own threads copy batches beside each other.
+        return min(cores() // BATCHES_AT_ONCE, count // _RAW_PIECE)
 
     def _fill(self, images: np.ndarray, places: list[tuple[int, int, int]]) -> None:
         each = self.shape[1] * self.shape[2] * 3

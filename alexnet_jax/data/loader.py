@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import keys
-from alexnet_jax.data.images import Memory, PartImages, cores
+from alexnet_jax.data.images import BATCHES_AT_ONCE, Memory, PartImages, cores
 from alexnet_jax.data.prepared import Split
 
 
@@ -120,7 +120,7 @@ def evaluation_batches(
 
 def _ahead(batches: Any) -> Iterator[Batch]:
     """Made ahead by up to four threads, so that up to five batches are in memory."""
-    threads = min(4, cores())
+    threads = min(BATCHES_AT_ONCE, cores())
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)))
 
 

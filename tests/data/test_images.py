@@ -61,11 +61,12 @@ def test_shape_and_every_row(both):
     assert reader[:].flags.c_contiguous
 
 
-@pytest.mark.parametrize("cores", [1, 3])
+@pytest.mark.parametrize("cores", [1, 3, 16])
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
 def test_rows_in_any_order(tmp_path_factory, encoding, cores, monkeypatch):
     reader, images = stored(tmp_path_factory.mktemp("parts"), (30, 30, 7), encoding)
     monkeypatch.setattr(module, "cores", lambda: cores)
+    monkeypatch.setattr(module, "_RAW_PIECE", 16)
 
     @settings(max_examples=30, deadline=None)
     @given(st.lists(st.integers(0, 66), max_size=100))
@@ -73,6 +74,26 @@ def test_rows_in_any_order(tmp_path_factory, encoding, cores, monkeypatch):
         np.testing.assert_array_equal(reader[rows], images[np.array(rows, int)])
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "cores", "count", "pieces"),
+    [
+        ("raw", 16, 255, [255]),
+        ("raw", 16, 400, [134, 133, 133]),
+        ("raw", 16, 5000, [1250] * 4),
+        ("raw", 7, 5000, [5000]),
+        ("jpeg", 8, 1, [1]),
+        ("jpeg", 8, 11, [2, 2, 2] + [1] * 5),
+    ],
+)
+def test_what_is_worth_it_is_shared_out_among_the_cores(tmp_path, encoding, cores, count, pieces, monkeypatch):
+    reader, _ = stored(tmp_path, (30,), encoding)
+    monkeypatch.setattr(module, "cores", lambda: cores)
+    fill, found = reader._fill, []
+    monkeypatch.setattr(reader, "_fill", lambda images, places: (found.append(len(images)), fill(images, places)))
+    reader[np.zeros(count, int)]
+    assert sorted(found, reverse=True) == pieces
 
 
 def test_many_threads_at_once(both):
