@@ -132,7 +132,13 @@ def test_kernel_gradient_against_loops(x64, together, images, size, window, stri
 
 @pytest.mark.parametrize(
     ("compiled", "window", "groups"),
-    [(jax.jit, 5, 2), (forms.jit, 5, 2), (forms.jit, 5, 1), (forms.jit, 3, 2), (forms.jit, 3, 1)],
+    [
+        pytest.param(jax.jit, 5, 2, marks=pytest.mark.slow),
+        (forms.jit, 5, 2),
+        (forms.jit, 5, 1),
+        (forms.jit, 3, 2),
+        (forms.jit, 3, 1),
+    ],
 )
 def test_conv_takes_winograds_form(x64, always_winograd, compiled, window, groups):
     """Value and both gradients; and no convolution is left in the program: products alone."""

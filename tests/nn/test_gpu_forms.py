@@ -126,7 +126,7 @@ def test_what_is_not_a_number_is_passed_on(norm, monkeypatch):
     assert (np.isnan(y) >= expected).all()  # a norm gives it to neighbours too
 
 
-@pytest.mark.parametrize("wide", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wide", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_kernel_for_each_image_apart(wide):
     """Under vmap, with JAX in 64 bits or not."""
     with jax.enable_x64(wide):

@@ -194,7 +194,9 @@ def check_held(spec, over, num_steps, batch_size=8):
     assert sum(found.values()) >= over.data * whole
 
 
-@pytest.mark.parametrize("where", ["1x2 pmap", pytest.param("1x2 shard_map", marks=pytest.mark.slow), "2x2"])
+@pytest.mark.parametrize(
+    "where", ["1x2 pmap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("1x2 shard_map", "2x2"))]
+)
 def test_a_device_holds_half_of_parameters_and_momentum(where):
     """After twenty steps: nothing became whole on the way."""
     check_held(eighth("paper"), layout(where), 20)

@@ -21,8 +21,8 @@ GATHERS = ("conv3", "fc6", "fc7", "fc8", "logits")  # in the order of the forwar
 
 
 @pytest.fixture(autouse=True)
-def double(x64, quick_compilation):
-    """All in 64 bits, compiled quickly."""
+def double(x64):
+    """All in 64 bits."""
 
 
 @functools.cache

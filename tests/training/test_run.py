@@ -275,6 +275,7 @@ def longer(whole, environment, folder):
     return ended, workdir
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_from_a_finished_one(whole, longer):
     ended, workdir = longer
     assert f"(resumes after step {2 * EPOCH})" in ended.stdout
@@ -286,6 +287,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(whole, longer):
     assert json.loads((workdir / "config.json").read_text())["num_epochs"] == 3
 
 
+@pytest.mark.slow
 def test_a_gpu_that_jax_does_not_use_is_told(longer):
     first = longer[0].stdout.splitlines()[0]
     assert first.startswith("WARNING: 1 NVIDIA GPU(s)")

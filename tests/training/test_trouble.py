@@ -71,7 +71,8 @@ sys.exit(cli.train())
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_the_compilation_ends_the_run(environment, tmp_path, number):
     workdir, mark = tmp_path / "run", tmp_path / "mark"
     process = started(environment, COMPILING, mark, *SMALL, f"--workdir={workdir}")
