@@ -104,7 +104,8 @@ def test_training_from_class_folders_is_one_command(images, tmp_path, capsys):
     assert "is not the data that the run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("layout", [pytest.param(name, marks=pytest.mark.slow) for name in miniature.LAYOUTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", miniature.LAYOUTS)
 def test_a_miniature_imagenet_is_prepared_and_trained(layout, tmp_path, capsys):
     made = miniature.make()
     miniature.LAYOUTS[layout](tmp_path / "imagenet", made)
