@@ -14,6 +14,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Small networks cost more to compile than to run: no expensive passes. Processes of their own compile as users' do.
+jax.config.update("jax_disable_most_optimizations", True)
 
 PARITY = "compares with PyTorch, which is not installed: pip install -e '.[parity]'"
 
@@ -22,6 +24,12 @@ PEERS = {"torch": "PyTorch", "cv2": "OpenCV"}  # of the extra `parity`
 
 def pytest_addoption(parser):
     parser.addoption("--require-parity", action="store_true", help="fail where a peer is missing, instead of skipping")
+
+
+def pytest_configure(config):
+    # XLA's older code for fusions compiles in half the time. What is slow takes that of users' programs.
+    if jax.__version_info__ < (0, 11) and "not slow" in config.option.markexpr:
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_collection_modifyitems(config, items):
@@ -56,12 +64,18 @@ def collected():
 
 
 @pytest.fixture
-def quick_compilation(request):
-    """Small networks cost more to compile than to run: no expensive passes, but for the whole ones beside PyTorch."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("parity") is None)
+def fully_compiled():
+    """Compiles as users' programs are."""
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def _whole_networks(request):
+    """Beside PyTorch they take longer to run than to compile."""
+    if request.node.get_closest_marker("parity"):
+        request.getfixturevalue("fully_compiled")
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,6 @@ from alexnet_jax.models.summary import as_markdown
 from alexnet_jax.models.traffic import exchanged_cells, exchanges
 
 ROOT = pathlib.Path(__file__).parent.parent
-LONG = ("evaluation.md", "layouts.md", "using.md")  # pages whose code takes long
-TRAINS = re.compile(r"config\.(parallel|num_epochs)")
 # Commands and code that work on a run that has been trained.
 ON_A_RUN = re.compile(r"evaluat|alexnet-jax (predict|features|neighbours|kernels|convert)")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,13 +95,10 @@ def run_in_folder(folder, request):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "number"),
-    [
-        pytest.param(page, number, marks=pytest.mark.slow if page.name in LONG else ())
-        for page in PAGES
-        for number in range(len(blocks(page, "python")))
-    ],
+    [(page, number) for page in PAGES for number in range(len(blocks(page, "python")))],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_python_blocks_run(page, number, run_in_folder):
@@ -115,10 +110,8 @@ def test_python_blocks_run(page, number, run_in_folder):
 SHORT = sorted({c for page in PAGES for c in commands(page) if not for_ci(c) and c != "python train.py"})
 
 
-@pytest.mark.parametrize(
-    "command",
-    [pytest.param(c, marks=pytest.mark.slow if ON_A_RUN.search(c) or TRAINS.search(c) else ()) for c in SHORT],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SHORT)
 def test_commands_run(command, run_in_folder):
     done = run_in_folder(command, "sh", "-c", command)
     assert done.returncode == 0, done.stderr

@@ -19,11 +19,6 @@ from alexnet_jax.weights import Weights, open_weights, save_safetensors
 COUNT = 7
 
 
-@pytest.fixture(autouse=True)
-def _quick(quick_compilation):
-    """All of them compile quickly."""
-
-
 def small(contract="centre", classes=7):
     """The small network, and as `Network`."""
     one = network(contract, classes=classes, sharpness=0.3)

@@ -227,12 +227,14 @@ plain = toy_source(**pairs)
 source = Source("toy", plain.classes, {k: Loading(v, slow) for k, v in pairs.items()}, "1")
 draw = random.Random(int(sys.argv[4]))
 kills = inside = finished = 0
+window = 0.06  # seconds; wider where a process gets nowhere in them
 while not finished or kills < wanted:
     child = os.fork()
     if not child:
         prepare(source, out, size=6, per_part=4, threads=2)
         os._exit(0)
-    time.sleep(draw.uniform(0, 0.06))
+    window *= 1.1 if kills >= wanted else 1
+    time.sleep(draw.uniform(0, window))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):

@@ -89,6 +89,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 def test_training_from_class_folders_is_one_command(images, tmp_path, capsys):
     flags = [f"--config.data.cache_dir={tmp_path / 'cache'}", *TINY]
     assert main(["train", f"--config.data.source=folder:{images}", f"--workdir={tmp_path / 'run'}", *flags]) == 0

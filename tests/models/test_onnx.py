@@ -68,6 +68,7 @@ def theirs(params, images, num_classes):
     return logits, {name: x.transpose(0, 2, 3, 1) for name, x in zip(SEEN, seen, strict=True)}
 
 
+@pytest.mark.slow
 def test_bvlc_alexnet_is_the_graph_of_onnx_operators():
     spec = get_spec("bvlc_alexnet")
     params, images = parameters(spec), pictures(spec).astype(np.float32)

@@ -29,8 +29,3 @@ def run_onnx():
         return session.run(None, inputs)[0].transpose(0, 2, 3, 1)
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def compiled_quickly(quick_compilation):
-    """Loops and formulas are what blocks are compared with; how fast they are compiled does not matter."""

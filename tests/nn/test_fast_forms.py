@@ -18,6 +18,7 @@ from alexnet_jax.nn import conv, conv_gradients, forms, max_pool
 from alexnet_jax.nn.sheets import Sheet
 from alexnet_jax.nn.winograd import Tiles
 
+pytestmark = pytest.mark.usefixtures("fully_compiled")  # how these forms are compiled is a part of them
 CASES = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -26,11 +27,6 @@ NARROW = ((2, 9, 8, 4), (5, 5, 2, 6))  # conv2 in small: 5 × 5 in two groups
 
 def random(shape, seed=0, dtype=np.float64):
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
-@pytest.fixture(autouse=True)
-def compiled_quickly():
-    """Not here: how these forms are compiled is a part of them."""
 
 
 @pytest.fixture

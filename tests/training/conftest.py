@@ -12,11 +12,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _quick(quick_compilation):
-    """In this process; processes of their own compile as users' do."""
-
-
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
     """Variables of a process of its own: one device, its own cache of data, compiled code kept between processes."""

@@ -37,7 +37,8 @@ def test_twenty_steps(name, where):
     assert_same(Case(eighth(name)).train(layout(where), NUM_STEPS)[0], alone(name))
 
 
-@pytest.mark.parametrize("name", ["paper", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_compared_moves(name):
     """Every gradient is there and moves its parameters."""
     one, *_, last = alone(name)

@@ -76,7 +76,8 @@ def test_nothing_broken(monkeypatch):
     compare(Layout(2, 2))
 
 
-@pytest.mark.parametrize("which", ["conv3", *(pytest.param(name, marks=pytest.mark.slow) for name in GATHERS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", GATHERS)
 def test_a_gather(monkeypatch, which):
     alone("paper", 10)
     break_gather(monkeypatch, which, own_half_twice)
@@ -94,6 +95,7 @@ def test_the_way_back_of_a_gather(monkeypatch, which):
         compare(Layout(towers=2))
 
 
+@pytest.mark.slow
 def test_the_loss_over_the_towers(monkeypatch):
     """Each tower differentiates the whole loss, as if it were not divided: gradients are twice as large."""
     alone("paper", 10)
@@ -108,6 +110,7 @@ def test_the_loss_over_the_towers(monkeypatch):
         compare(Layout(towers=2))
 
 
+@pytest.mark.slow
 def test_rows_numbered_afresh_in_each_part(monkeypatch):
     alone("paper", 10)
     monkeypatch.setattr(Layout, "first_row", lambda self, count: 0)
@@ -115,19 +118,12 @@ def test_rows_numbered_afresh_in_each_part(monkeypatch):
         compare(Layout(2))
 
 
-@pytest.mark.parametrize(
-    "purpose",
-    [
-        keys.Purpose.DROPOUT,
-        pytest.param(keys.Purpose.VIEW, marks=pytest.mark.slow),
-        pytest.param(keys.Purpose.COLOUR, marks=pytest.mark.slow),
-    ],
-    ids=["dropout", "view", "colour"],
-)
-def test_an_images_key(monkeypatch, purpose):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DROPOUT", "VIEW", "COLOUR"])
+def test_an_images_key(monkeypatch, name):
     """The second part's images draw as the first's do, for one purpose."""
     alone("paper", 10)
-    for_step = keys.for_step
+    for_step, purpose = keys.for_step, keys.Purpose[name]
 
     def broken(seed, kind, step, rows):
         return for_step(seed, kind, step, rows - lax.axis_index(DATA) * len(rows) if kind == purpose else rows)
@@ -164,6 +160,7 @@ def test_the_seam_of_a_norm(monkeypatch, low):
         compare(Layout(towers=2), "caffenet")
 
 
+@pytest.mark.slow
 def test_the_sum_of_gradients_over_the_parts(monkeypatch):
     alone("paper", 10)
     monkeypatch.setattr(Layout, "gradient_sum", lambda self, grads, like: grads)

@@ -295,6 +295,7 @@ def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
 # ---- divergence and memory
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_in_words(train_process, tmp_path):
     done = train_process(*SMALL, "--config.optimizer.learning_rate=1e10", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 1

@@ -132,9 +132,9 @@ def list_folder(path: str) -> Listing:
                 if not ignored(entry.name):
                     (found.folders if _is_folder(entry) else found.files).append(entry.name)
     except FileNotFoundError:
-        raise DataError(f"{printable(path)} does not exist") from None
+        raise DataError(f"{printable(path)} does not exist: check its spelling, and that its disk is mounted") from None
     except NotADirectoryError:
-        raise DataError(f"{printable(path)} is not a folder") from None
+        raise DataError(f"{printable(path)} is not a folder: give the one that it lies in") from None
     except OSError as error:
         raise DataError(f"{printable(path)} can't be listed ({error.strerror}): check its permissions") from None
     found.folders.sort()
