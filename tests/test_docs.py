@@ -144,6 +144,7 @@ def test_generated_pages_are_up_to_date(name, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_check_of_generated_pages_can_fail(tmp_path):
     shutil.copy(ROOT / "docs" / "generate.py", tmp_path)
     subprocess.run([sys.executable, tmp_path / "generate.py"], check=True)

@@ -62,10 +62,11 @@ def run(name, folder, *, start=()):
 
 
 # memory.py has rows with PyTorch alone.
-MARKS = {"prepare.py": (), "memory.py": (pytest.mark.slow, pytest.mark.parity)}
+MARKS = {"memory.py": pytest.mark.parity}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, pytest.mark.slow)) for name in TINY])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in TINY])
 def test_a_benchmark_writes_the_agreed_json(name, tmp_path):
     printed, found = run(name, tmp_path)
     assert "is left out:" not in printed

@@ -198,10 +198,8 @@ def test_what_a_person_should_know_is_printed(images, tmp_path, capsys):
     assert "train: train/crème brûlée/2 é.png = val: val/crème brûlée/copy.png" in shown
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGKILL))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_leaves_a_folder_that_continues(number, tmp_path):
     root = class_folders(tmp_path / "images", count=600, size=(60, 60))
     out = tmp_path / "out"

@@ -130,8 +130,8 @@ def test_kernel_gradient_against_loops(x64, together, images, size, window, stri
     ("compiled", "window", "groups"),
     [
         pytest.param(jax.jit, 5, 2, marks=pytest.mark.slow),
-        (forms.jit, 5, 2),
-        (forms.jit, 5, 1),
+        pytest.param(forms.jit, 5, 2, marks=pytest.mark.slow),
+        pytest.param(forms.jit, 5, 1, marks=pytest.mark.slow),
         (forms.jit, 3, 2),
         (forms.jit, 3, 1),
     ],

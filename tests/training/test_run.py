@@ -240,6 +240,7 @@ def test_a_resumed_log_has_every_line_once(resumed):
     assert [step for _, step in lines] == sorted(step for _, step in lines)
 
 
+@pytest.mark.slow
 def test_in_a_terminal_there_is_a_live_line_and_sigterm_stops(whole, command, environment, folder):
     workdir = folder / "terminal [a]"
     code, written = signalled(command(*OPTIONS, f"--workdir={workdir}"), environment, workdir, signal.SIGTERM)

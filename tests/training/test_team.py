@@ -270,6 +270,7 @@ def refused(command, environment, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_another_seed_is_refused_by_both(refused, tmp_path):
     for said in refused(own=((), ("--config.seed=7",))):
         assert "process 1 has another configuration or program than process 0 (config.seed: 0 in process 0, 7)" in said

@@ -105,7 +105,8 @@ cli.train()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_another_process_prepares_the_data_ends_the_run(environment, tmp_path, number):
     own = environment | {"XDG_CACHE_HOME": str(tmp_path)}
     other = started(own, PREPARING, *SMALL, f"--workdir={tmp_path / 'other'}")
