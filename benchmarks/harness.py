@@ -24,6 +24,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -136,8 +137,8 @@ class Report:
         gpus = f", {', '.join(about['gpus'])}" if about["gpus"] else ""
         print(f"{title}\n{about['cpu']}, {about['cores']} cores, {about['memory_gib']:g} GiB{gpus}")
         print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()), flush=True)
-        if about["load"] > 0.25 * about["cores"]:
-            self.note(f"other programs are running (load {about['load']:g}): these figures are not to quote")
+        if about["busy_cores"] > 0.1 * about["cores"]:
+            self.note(f"other programs keep {about['busy_cores']:g} cores busy: these figures are not to quote")
         if arguments.quick:
             self.note("--quick: these figures are not to quote")
 
@@ -214,8 +215,23 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory, 1),
         "gpus": _gpus(),
         "system": f"{platform.system()} {platform.release()}",
-        "load": round(os.getloadavg()[0], 2),
+        "busy_cores": round(_busy_cores(), 2),
     }
+
+
+def _busy_cores(seconds: float = 1.0) -> float:
+    """How many cores are busy while this process sleeps; where nothing counts their time, the load average, late."""
+    clock = pathlib.Path("/proc/stat")
+    if not clock.exists():
+        return os.getloadavg()[0]
+
+    def ticks() -> int:
+        times = [int(field) for field in clock.read_text().splitlines()[0].split()[1:9]]
+        return sum(times) - times[3] - times[4]  # but idle and waiting for a disk
+
+    before = ticks()
+    time.sleep(seconds)
+    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
 
 
 def _cpu() -> str:
