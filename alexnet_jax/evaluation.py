@@ -210,7 +210,7 @@ def score(
     if not networks or not len(split):
         raise ValueError(f"nothing to evaluate: {len(networks)} networks, {len(split)} images")
     step = _scorer(tuple(network.structure for network in networks), crops)
-    device = device or jax.devices()[0]
+    device = device or jnp.zeros(()).device
     weights = jax.device_put([(network.params, network.mean_image) for network in networks], device)
 
     def place(batch: Batch) -> Batch:
@@ -218,7 +218,8 @@ def score(
         return Batch(images, labels, batch.mask)
 
     batches = evaluation_batches(split, batch_size or BATCH_SIZES[crops], share=share, place=place)
-    return Examples.joined(list(_fetched(lambda batch: step(weights, batch.images, batch.labels), batches)))
+    with jax.default_device(device):  # whose forms the networks take
+        return Examples.joined(list(_fetched(lambda batch: step(weights, batch.images, batch.labels), batches)))
 
 
 def _fetched(step: Callable[[Batch], dict[str, jax.Array]], batches: Iterable[Batch]) -> Iterator[Examples]:

@@ -65,20 +65,20 @@ def plan(options: argparse.Namespace) -> list[tuple[str, list[Any], float]]:
     batch = options.batch_size
     best, *others = options.precisions
     first, *more = options.variants
-    last = options.forms[-1:]  # of PyTorch's forms; the first comparison has them all
+    forms = options.forms
     parts: list[tuple[str, list[Any], float]] = [
-        ("training", [first, best, batch, "training", options.forms], 220),
+        ("training", [first, best, batch, "training", forms], 220),
         ("profile", [first, best, batch], 60),
         ("end to end", [first, best, batch], 75),
     ]
-    parts += [("training", [variant, best, batch, "training", last], 120) for variant in more]
-    parts += [("inference", [first, best, batch, "inference", last], 100)]
+    parts += [("training", [variant, best, batch, "training", forms], 120) for variant in more]
+    parts += [("inference", [first, best, batch, "inference", forms], 100)]
     # PyTorch did not compile the step in tf32 within two minutes.
-    parts += [("training", [first, precision, batch, "training", last], 220) for precision in others]
+    parts += [("training", [first, precision, batch, "training", forms], 220) for precision in others]
     parts += [("batches", [first, best], 120), ("alone", [best, batch], 75), ("in step", [first, best, batch], 120)]
     parts += [("deterministic", [first, best, batch], 60)]
     parts += [
-        ("training", [variant, precision, batch, "training", last], 120) for precision in others for variant in more
+        ("training", [variant, precision, batch, "training", forms], 120) for precision in others for variant in more
     ]
     parts += [("batches", [variant, best], 60) for variant in more]
     parts += [("batches", [variant, precision], 60) for precision in others for variant in options.variants]
@@ -169,7 +169,8 @@ def main() -> None:
     add("--image-size", type=int, default=224)
     add("--narrow", type=int, default=1, help="divide every width by this: for a rehearsal")
     add("--classes", type=int, default=1000)
-    add("--forms", nargs="+", choices=torch_networks.STOCK, default=list(torch_networks.STOCK), help="of PyTorch's")
+    known = list(torch_networks.FORMS)
+    add("--forms", nargs="+", choices=known, default=list(torch_networks.STOCK), help="of PyTorch's")
     add("--rounds", type=int, default=0, help="measurements of each case (5)")
     add("--seconds-each", type=float, default=0, help="that each takes at least (0.4)")
     add("--part", help=argparse.SUPPRESS)

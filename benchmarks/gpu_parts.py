@@ -165,10 +165,14 @@ def end_to_end(report: harness.Report, options: Any, variant: str, precision: st
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         images = loading.Images(folder / "raw", photographs.crops(number, side), side, "raw")
         count = 12 * number // batch_size
-        host = harness.interleave({"host": lambda: loading.our_rate(images, batch_size, count)}, options.rounds)["host"]
-        device = harness.interleave(
-            {"device": lambda: loading.our_rate(images, batch_size, count, at_device=True)}, options.rounds
-        )["device"]
+        rates = harness.interleave(
+            {
+                "host": lambda: loading.our_rate(images, batch_size, count),
+                "device": lambda: loading.our_rate(images, batch_size, count, at_device=True),
+            },
+            options.rounds,
+        )
+        host, device = rates["host"], rates["device"]
         more: dict[str, Any] = {"batch_size": batch_size, "threads": harness.cores(), "image_size": side}
         title = f"batch {batch_size}, raw {side}²"
         report.add(harness.row(f"loader to device, {title}", device, host, "loader, on the host", "images/s", **more))

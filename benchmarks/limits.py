@@ -96,9 +96,11 @@ def _jax(what: str, precision: str, device: str, rows: int, size: int) -> Callab
     a = jax.random.normal(jax.random.key(0), shape, dtype)
     # Into memory that is there: the result takes over the argument that nobody needs any more.
     if what == "product":
-        function = jax.jit(lambda out, a: jnp.matmul(a, a, precision=PRECISIONS[precision]), donate_argnums=0)
+        function = jax.jit(
+            lambda out, a: jnp.matmul(a, a, precision=PRECISIONS[precision]), donate_argnums=0, keep_unused=True
+        )
     else:
-        function = jax.jit(lambda out, a: jnp.negative(a), donate_argnums=0)
+        function = jax.jit(lambda out, a: jnp.negative(a), donate_argnums=0, keep_unused=True)
     out: Any = jnp.zeros_like(a)
 
     def work(count: int) -> None:

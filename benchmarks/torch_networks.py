@@ -20,13 +20,11 @@ class Form:
       channels_last: the memory layout of images and kernels; else NCHW.
       compiled: by `torch.compile`, the network and its loss.
       own_norm: a hand-written LRN (`lrn_function`) instead of `nn.LocalResponseNorm`.
-      mode: of `torch.compile`.
     """
 
     channels_last: bool = False
     compiled: bool = False
     own_norm: bool = False
-    mode: str | None = None
 
 
 FORMS = {
@@ -237,7 +235,7 @@ class Case:
             with self._autocast():
                 return loss(self.model(images), labels) if training else self.model(images)
 
-        self._forward = torch.compile(forward, mode=self.form.mode) if self.form.compiled else forward
+        self._forward = torch.compile(forward) if self.form.compiled else forward
         self._optimizer = None
         if training:
             self._optimizer = torch.optim.SGD(

@@ -167,7 +167,7 @@ class AlexNet(nnx.Module):
             parts = h.reshape(-1, few, *h.shape[1:])
             made = lax.map(lambda part: self._convolutions(part, names), parts)
             h, found = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), made)
-        h = h.reshape(h.shape[0], -1)
+        h = h.reshape(h.shape[0], math.prod(h.shape[1:]))
 
         width = h.shape[-1]
         for index, (name, dense) in enumerate(zip(self.spec.dense_names(), self.spec.dense, strict=True)):

@@ -1,4 +1,4 @@
-"""What two towers exchange; the identity where there is no tower axis."""
+"""What two towers exchange, the identity where there is no tower axis; and arrays that vary over the same axes."""
 
 from __future__ import annotations
 
@@ -41,3 +41,23 @@ def with_neighbours(x: jax.Array, low: int, high: int, axis_name: str) -> jax.Ar
     if high:
         parts.append(lax.ppermute(x[..., :high], axis_name, [(i + 1, i) for i in range(towers - 1)]))
     return jnp.concatenate(parts, -1)
+
+
+def equally_varying(*arrays: jax.Array) -> list[jax.Array]:
+    """The arrays, cast to vary over the same mapped axes where `jax.shard_map` keeps account of that (its default).
+
+    It refuses a `custom_vjp` whose gradient varies over more axes than the argument does. The cast's gradient is the
+    sum over the axes that it adds, so that a replicated kernel gets that of all devices.
+    """
+    varying = [_varying(a) for a in arrays]
+    every = frozenset[object]().union(*varying)
+    found = []
+    for a, own in zip(arrays, varying, strict=True):
+        missing = tuple(sorted(every - own, key=str))
+        found.append(lax.pcast(a, missing, to="varying") if missing else a)
+    return found
+
+
+def _varying(a: jax.Array) -> frozenset[object]:
+    account = getattr(jax.typeof(a), "manual_axis_type", None)
+    return frozenset() if account is None else account.varying

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 from alexnet_jax.nn import checks, space_to_depth
+from alexnet_jax.nn.collectives import equally_varying
 from alexnet_jax.nn.conv_gradients import Pads, convolve, direct
 from alexnet_jax.nn.forms import by_eigen, conv_gradients, in_blocks, reverse_mode_only
 from alexnet_jax.nn.init import NORMAL, ZEROS, Initializer
@@ -79,6 +80,7 @@ def conv(
     if forms == "reference":
         y = direct(x, kernel, stride, pads, groups)
     else:
+        x, kernel = equally_varying(x, kernel)
         # XLA's own grouped convolution is two to three times slower on a CPU, backward above all.
         pairs = list(zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True))
         if conv_gradients(*pairs[0], stride):

@@ -48,6 +48,9 @@ _by_eigen = contextvars.ContextVar("by_eigen", default=False)  # what is being t
 def jit(function: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit` with `CPU_OPTIONS` on a CPU: products and convolutions by Eigen, and barriers that hold.
 
+    For the outermost function alone, `jit(jax.grad(f))`: JAX refuses compiler options in what it transforms or
+    traces as a part of something else, such as `jax.grad(jit(f))`.
+
     Args:
       function: whose blocks use forms="auto".
       options: of `jax.jit`.
@@ -84,23 +87,28 @@ def conv_gradients(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
 def own_gradients(x: jax.Array) -> bool:
     """Whether convolution and pooling use this package's gradients: on a CPU, where XLA's are slow.
 
-    Not in half precision, which the CPU's are not made for, nor for a batch of unknown size (`jax.export`).
+    Not in half precision, which the CPU's are not made for.
     """
-    wide = x.dtype in (jnp.float32, jnp.float64)
-    return wide and platform() == "cpu" and all(isinstance(n, int) for n in x.shape)
+    return x.dtype in (jnp.float32, jnp.float64) and platform() == "cpu" and _some(x)
 
 
 def fused(x: jax.Array) -> bool:
     """Whether one kernel does ReLU, norm and pooling after a convolution: on a GPU, in bfloat16.
 
-    In float32 it was no faster than XLA. Its kernels need a batch of known size (else: `jax.export`).
+    In float32 it was no faster than XLA.
     """
-    return platform() == "gpu" and x.dtype == jnp.bfloat16 and all(isinstance(n, int) for n in x.shape)
+    return x.dtype == jnp.bfloat16 and platform() == "gpu" and _some(x)
+
+
+def _some(x: jax.Array) -> bool:
+    """Whether it is of known size, unlike a free batch in `jax.export`, and not empty."""
+    return all(isinstance(n, int) and n > 0 for n in x.shape)
 
 
 def in_blocks(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     """Whether a convolution is done in blocks of stride × stride pixels: that of images, on a GPU."""
-    return platform() == "gpu" and 1 < stride <= kernel.shape[0] and x.shape[-1] <= 4
+    rows, columns = kernel.shape[:2]
+    return platform() == "gpu" and 1 < stride <= rows == columns and x.shape[-1] <= 4
 
 
 def winograd(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
@@ -137,7 +145,10 @@ def by_eigen() -> bool:
 
 @contextlib.contextmanager
 def reverse_mode_only(what: str) -> Iterator[None]:
-    """Names the remedy where JAX refuses forward-mode differentiation of a form with its own gradient."""
+    """Names the remedy where JAX refuses forward-mode differentiation of a form with its own gradient.
+
+    Where `jit` or `checkpoint` lies between, JAX finds out after this has been left, and its own words stand alone.
+    """
     try:
         yield
     except TypeError as error:

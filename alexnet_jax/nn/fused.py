@@ -84,13 +84,14 @@ def relu_norm_max_pool(
     round_up: bool = False,
     interpret: bool = False,
 ) -> jax.Array:
-    """max_pool(local_response_norm(relu(x + bias))), with the norm in float32.
+    """max_pool(local_response_norm(relu(x + bias))), with the norm in float32 (of squares rounded as `x` is).
 
-    On a GPU, and where `interpret`. It has a gradient, but no forward-mode derivative. In a function under
-    `jax.jit` whose arguments are sharded over devices (instead of `jax.shard_map`), each device does all of it.
+    On a GPU, and where `interpret`. It has a gradient, but no forward-mode derivative. Under `jax.shard_map` it
+    needs check_vma=False, with which gradients of what is replicated are each device's own, not yet summed. In a
+    function under `jax.jit` alone whose arguments are sharded over devices, each device does all of it.
 
     Args:
-      x: maps (N, H, W, C), float32 or narrower.
+      x: maps (N, H, W, C), bfloat16 or float32, of one image or more.
       bias: (C,).
       norm: the keywords of `local_response_norm`, or None for no norm.
       round_up: as for `max_pool`, whose windows are 3 pixels wide and 2 apart.
@@ -100,8 +101,13 @@ def relu_norm_max_pool(
       (N, H', W', C), dtype of `x`.
 
     Raises:
-      ValueError: a norm that does not fit (`fits`), or maps smaller than a window.
+      ValueError: a norm that does not fit (`fits`), no image, or maps smaller than a window.
+      TypeError: another dtype.
     """
+    if x.dtype not in (jnp.bfloat16, jnp.float32):
+        raise TypeError(f"relu_norm_max_pool takes bfloat16 or float32, got {x.dtype}: use the stages apart")
+    if not x.shape[0]:
+        raise ValueError(f"relu_norm_max_pool needs an image, got maps of shape {x.shape}: use the stages apart")
     if not fits(x.shape[-1], norm):
         raise ValueError(
             f"relu_norm_max_pool cannot do the norm {norm} of {x.shape[-1]} channels: use the stages apart"

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import lax
 
 from alexnet_jax.nn import checks
+from alexnet_jax.nn.collectives import equally_varying
 from alexnet_jax.nn.forms import own_gradients, reverse_mode_only
 from alexnet_jax.nn.init import NORMAL, ZEROS, Initializer
 
@@ -53,6 +54,7 @@ def linear(
         dtype = jnp.promote_types(dtype, bias.dtype)
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     if forms == "auto" and own_gradients(x) and channels % _PARTS == 0:
+        x, kernel = equally_varying(x, kernel)
         with reverse_mode_only("linear"):
             y = _product(x.reshape(-1, channels), kernel).reshape(*x.shape[:-1], features)
     else:

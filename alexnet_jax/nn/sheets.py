@@ -43,10 +43,11 @@ class Sheet:
           tile: outputs of a tile along each axis.
         """
         count, axes = shape[0], []
+        cut = min(min(pad) for pad in pads) < 0  # there is nothing of an image to lay beside another's
         for size, (low, high) in zip(shape[1:3], pads, strict=True):
             made = size + low + high - kernel + 1
             pitch = max(size + max(low, high), made)  # two neighbours share the zeros between them
-            pair = count % 2 == 0 and -(-(pitch + made) // tile) < 2 * -(-made // tile)
+            pair = not cut and count % 2 == 0 and -(-(pitch + made) // tile) < 2 * -(-made // tile)
             count //= 2 if pair else 1
             axes.append((2 if pair else 1, pitch, made))
         return cls(*zip(*axes, strict=True))

@@ -24,15 +24,19 @@ def steps_at_once(config: Config, step: int, *, steps_per_epoch: int, num_steps:
     return several if min(*places, num_steps) - step >= several else 1
 
 
-def check_calls(config: Config, steps_per_epoch: int) -> None:
+def check_calls(config: Config, steps_per_epoch: int, rest: int) -> None:
     """Refuses calls of more steps than ever come without something due.
 
     Raises:
-      ConfigError: `steps_per_call` is larger than the steps between two lines, evaluations or checkpoints.
+      ConfigError: `steps_per_call` is larger than the steps between two lines, evaluations or checkpoints, or
+        than an epoch's before its incomplete batch of `rest` images (0: none).
     """
     if config.steps_per_call == 1:
         return
-    name, period = min(_periods(config, steps_per_epoch).items(), key=lambda item: item[1])
+    periods = _periods(config, steps_per_epoch)
+    if rest and steps_per_epoch > 1:
+        periods['an incomplete batch after them, config.data.last_batch="keep"'] = steps_per_epoch - 1
+    name, period = min(periods.items(), key=lambda item: item[1])
     if config.steps_per_call > period:
         raise ConfigError(
             f"config.steps_per_call={config.steps_per_call}: something is due every {period} steps ({name}), so there "

@@ -76,11 +76,6 @@ def keep_heap(*, compute_here: bool = False) -> bool:
     return all(taken)
 
 
-def is_deterministic(wanted: bool | None) -> bool:
-    """Whether the same run gives the same bits again on this device: always on a CPU, on a GPU if asked for."""
-    return bool(wanted) or jax.default_backend() == "cpu"
-
-
 @contextlib.contextmanager
 def compilation_cache(config: Config) -> Iterator[None]:
     """JAX's cache of compiled programs in the user's cache folder, for the time of the run only.

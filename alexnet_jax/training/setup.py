@@ -190,7 +190,7 @@ def set_up(
         )
     num_steps = config.num_steps or config.num_epochs * per_epoch
     check_profile(config.profile, num_steps)
-    check_calls(config, per_epoch)
+    check_calls(config, per_epoch, count % config.batch_size if config.data.last_batch == "keep" else 0)
     if len(data.classes) < 2:
         raise DataError(f"{data.directory} has {len(data.classes)} class; training needs at least two")
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32

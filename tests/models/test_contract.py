@@ -156,3 +156,10 @@ def test_float64(name, x64):
     found = run(made(model.spec, CLASSES, dtype="float64"), images.astype(np.float64))
     assert found.dtype == jnp.float64
     assert distance(logits, found) < 1e-5
+
+
+def test_no_images_have_no_logits(name):
+    model = made(small(name), CLASSES)
+    images = pictures(model.spec)[:0].astype(np.float32)
+    assert model(images).shape == (0, CLASSES)
+    assert jax.grad(lambda images: model(images).sum())(images).shape == images.shape

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.nn import local_response_norm
+from alexnet_jax.nn import conv, linear, local_response_norm, max_pool
 from alexnet_jax.nn.collectives import all_channels, with_neighbours
 
 CHANNELS = 16
@@ -133,3 +133,22 @@ def test_a_norm_over_the_seam(x64, towers, size):
 
     np.testing.assert_allclose(mapped(x), whole(x), rtol=1e-12)
     np.testing.assert_allclose(jax.grad(loss(mapped))(x), jax.grad(loss(whole))(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_batch_over_devices_has_the_gradient_of_the_whole(x64, check_vma):
+    """Kernels are the same on every device; JAX sums their gradients itself where it keeps account, else we do."""
+    kernels = random(5, 5, 2, 6, seed=1), random(24, 3, seed=2)
+
+    def loss(kernels, x):
+        y = max_pool(conv(x, kernels[0], padding=2, groups=2))
+        return jnp.sin(linear(y.reshape(len(y), -1), kernels[1])).sum()
+
+    def on_device(kernels, x):
+        gradient = jax.grad(loss)(kernels, x)
+        return gradient if check_vma else jax.lax.psum(gradient, "data")
+
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    images = random(4, 5, 5, 4)
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=check_vma)
+    jax.tree.map(np.testing.assert_allclose, jax.jit(mapped)(kernels, images), jax.grad(loss)(kernels, images))

@@ -104,6 +104,11 @@ def test_which_images_go_side_by_side(images, size, kernel, expected):
     assert np.count_nonzero(joined) == x.size  # zeros between
 
 
+def test_more_padding_than_a_kernel_sees(x64):
+    """The input's gradient then cuts off pixels along one axis, and images lie side by side along neither."""
+    check_winograd((3, 3), 4, (10, 13), ((4, 3), (1, 0)), 0)
+
+
 @pytest.mark.parametrize("together", [1, pytest.param(10**9, marks=pytest.mark.slow)])
 @CASES
 @given(

@@ -205,6 +205,7 @@ def test_which_forms_a_gpu_is_given(monkeypatch):
     assert not forms.fused(image.astype(jnp.float32))
     assert forms.in_blocks(image, weights, 4)
     assert not forms.in_blocks(image, weights, 1)
+    assert not forms.in_blocks(image, weights[:, :3], 3)  # not square
     assert not forms.in_blocks(jnp.zeros((2, 32, 32, 48)), jnp.zeros((5, 5, 48, 8)), 2)
 
 
@@ -289,3 +290,15 @@ class Other(nnx.Module):
 
     def __call__(self, x, *, groups=None, forms="auto"):
         return self.layer(x, groups=groups, forms=forms)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "error", "words"),
+    [
+        ((0, 9, 9, 16), jnp.bfloat16, ValueError, r"needs an image, got maps of shape \(0, 9, 9, 16\)"),
+        ((1, 9, 9, 16), jnp.float16, TypeError, "bfloat16 or float32, got float16"),
+    ],
+)
+def test_what_the_kernel_does_not_take_is_refused(shape, dtype, error, words):
+    with pytest.raises(error, match=rf"relu_norm_max_pool .*{words}: use the stages apart"):
+        fused.relu_norm_max_pool(jnp.zeros(shape, dtype), jnp.zeros(16, dtype), interpret=True)

@@ -83,7 +83,19 @@ def test_several_steps_are_taken_where_nothing_is_due():
 )
 def test_calls_that_would_never_come_are_refused(changes, words):
     with pytest.raises(ConfigError, match=rf"^config\.steps_per_call={changes['steps_per_call']}: .*{words}.*divisor"):
-        check_calls(Config(**changes), steps_per_epoch=30)
+        check_calls(Config(**changes), steps_per_epoch=30, rest=0)
+
+
+def test_calls_that_never_come_before_an_incomplete_batch_are_refused():
+    config = Config(steps_per_call=5, log_every_steps=10, eval_every_epochs=2)
+    check_calls(config, steps_per_epoch=5, rest=0)
+    with pytest.raises(ConfigError, match=r"every 4 steps \(.*keep"):
+        check_calls(config, steps_per_epoch=5, rest=3)
+    taken, step = [], 0
+    while step < 20:
+        taken.append(steps_at_once(config, step, steps_per_epoch=5, num_steps=20, rest=3))
+        step += taken[-1]
+    assert set(taken) == {1}
 
 
 @pytest.mark.slow
