@@ -80,6 +80,23 @@ def test_an_ensemble_averages_softmaxes_each_in_its_own_contract(crops):
     agrees(evaluation.score(networks, split, crops=crops), expected(networks, split, crops))
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_it_computes_where_it_is_told_to_and_takes_the_forms_of_that_device(monkeypatch, given):
+    second, seen, scorer = jax.devices()[1], [], evaluation._scorer
+
+    def recorded(*arguments):
+        def step(weights, images, labels):
+            seen.append((images.device, jax.config.jax_default_device))  # the latter is what the forms go by
+            return scorer(*arguments)(weights, images, labels)
+
+        return step
+
+    monkeypatch.setattr(evaluation, "_scorer", recorded)
+    with jax.default_device(None if given else second):
+        evaluation.score([network()], images_of(7), device=second if given else None)
+    assert seen == [(second, second)]
+
+
 def test_an_ensemble_of_one_is_the_run_itself_bit_for_bit():
     split, one = images_of(50), network()
     step = make_evaluation_step(one.structure.graph(), one.spec.input)

@@ -54,6 +54,11 @@ def steps_per_epoch(count: int, batch_size: int, last_batch: str) -> int:
     return count // batch_size if last_batch == "drop" else -(-count // batch_size)
 
 
+def rest(count: int, batch_size: int, last_batch: str) -> int:
+    """The images of an epoch's incomplete last batch, if it is one to train on; else 0."""
+    return 0 if last_batch == "drop" else count % batch_size
+
+
 def training_batches(
     split: Split,
     batch_size: int,

@@ -112,7 +112,7 @@ class Run:
     @property
     def rest(self) -> int:
         """The images of an epoch's incomplete last batch, if it is one to train on."""
-        return len(self.train_split) % self.config.batch_size if self.config.data.last_batch == "keep" else 0
+        return loader.rest(len(self.train_split), self.config.batch_size, self.config.data.last_batch)
 
     def compile_ahead(self, state: steps.TrainState) -> None:
         """Compiles what the first call does not: the evaluation, and steps of another size or number.
@@ -190,7 +190,7 @@ def set_up(
         )
     num_steps = config.num_steps or config.num_epochs * per_epoch
     check_profile(config.profile, num_steps)
-    check_calls(config, per_epoch, count % config.batch_size if config.data.last_batch == "keep" else 0)
+    check_calls(config, per_epoch, loader.rest(count, config.batch_size, config.data.last_batch))
     if len(data.classes) < 2:
         raise DataError(f"{data.directory} has {len(data.classes)} class; training needs at least two")
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32

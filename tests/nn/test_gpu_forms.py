@@ -194,6 +194,8 @@ def test_conv1_in_blocks_against_loops(x64, monkeypatch):
     x, weights = random((1, 20, 24, 3), 0, np.float64), random((11, 11, 3, 2), 1, np.float64)
     close(conv(x, weights, stride=4, padding=2), brute_force.conv(x, weights, stride=4, padding=2))
     assert "48" in str(jax.make_jaxpr(lambda x: conv(x, weights, stride=4, padding=2))(x))
+    oblong = random((3, 5, 3, 2), 2, np.float64)  # not in blocks
+    close(conv(x, oblong, stride=2), brute_force.conv(x, oblong, stride=2))
 
 
 def test_which_forms_a_gpu_is_given(monkeypatch):
@@ -203,6 +205,7 @@ def test_which_forms_a_gpu_is_given(monkeypatch):
     monkeypatch.setattr(forms, "platform", lambda: "gpu")
     assert forms.fused(image)
     assert not forms.fused(image.astype(jnp.float32))
+    assert not forms.fused(image[:0])
     assert forms.in_blocks(image, weights, 4)
     assert not forms.in_blocks(image, weights, 1)
     assert not forms.in_blocks(image, weights[:, :3], 3)  # not square
