@@ -6,8 +6,8 @@ have been seen to stay at ln(1000) = 6.9; source2012_imagenet.py is what the aut
 
 Cost: 1,281,167 images × 90 epochs × 4.1 GFLOP (a training step needs three times the 0.72 G
 multiply-accumulates, less conv1's input gradient) are 0.48 EFLOP: 13 hours on a GPU that sustains 10 TFLOP/s,
-28 days on two CPU cores at 47 images/s. An estimate: nothing of it was measured here. The paper took five to six
-days on two GTX 580.
+28 days on two CPU cores at the 47 images/s that docs/performance.md has. An estimate: the run was not made. The paper
+took five to six days on two GTX 580.
 Result: 40.7 % top-1 and 18.2 % top-5 error on ILSVRC-2012's validation images, ten crops (the paper, table 2; its
 authors' code has details of its own). Not measured here.
 Command:
